@@ -1,0 +1,257 @@
+"""Artifacts: folders of files whose bytes are known, published whole or not at all.
+
+A stage writes into a temporary sibling of its folder; `publish` writes the manifest there, flushes
+everything to disk and renames the sibling into place. A killed run therefore leaves either the whole
+folder or a `.partial-*` sibling that the next run removes. `load_manifest` checks every byte on reading.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ammd.errors import ArtifactError
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_SCHEMA = "ammd.manifest/1"
+_PARTIAL_PREFIX = ".partial-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """One file of an artifact."""
+
+    path: str  # relative to the artifact's folder, with forward slashes
+    bytes: int
+    sha256: str  # lower-case hex
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a stage made, from what, and at which cost. Stored as `manifest.json` in its folder."""
+
+    stage: str
+    key: str  # hash of the stage's code version, settings and input hashes
+    files: tuple[FileRecord, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)  # input name -> content hash
+    versions: Mapping[str, str] = field(default_factory=dict)  # library -> version
+    results: Mapping[str, Any] = field(default_factory=dict)  # the stage's own numbers, JSON values
+    seed: int = 0
+    seconds: float = 0.0
+    peak_rss_bytes: int = 0
+    schema: str = MANIFEST_SCHEMA
+
+    @property
+    def content_hash(self) -> str:
+        """One hash over every file's name and bytes: the artifact's identity for later stages."""
+        return hash_records(self.files)
+
+
+def hash_text(text: str) -> str:
+    """Return the sha256 of `text` in UTF-8 as lower-case hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of the file's bytes as lower-case hex.
+
+    Raises:
+        ArtifactError: There is no such file.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except (FileNotFoundError, IsADirectoryError) as exc:
+        raise ArtifactError(f"no file at `{path}`", path=str(path)) from exc
+
+
+def hash_records(records: tuple[FileRecord, ...]) -> str:
+    """Return one hash over names and contents, independent of the order of `records`."""
+    lines = sorted(f"{record.path}\0{record.sha256}" for record in records)
+    return hash_text("\n".join(lines))
+
+
+def list_files(folder: Path) -> tuple[FileRecord, ...]:
+    """Return a record of every file below `folder` but its manifest, in path order."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    return tuple(
+        FileRecord(
+            path=path.relative_to(folder).as_posix(),
+            bytes=path.stat().st_size,
+            sha256=hash_file(path),
+        )
+        for path in paths
+        if path != folder / MANIFEST_NAME
+    )
+
+
+@contextmanager
+def staging_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary sibling of `target` to write into; it is removed unless `publish` took it.
+
+    Raises:
+        ArtifactError: The parent folder cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL_PREFIX}{target.name}-", dir=target.parent))
+    except OSError as exc:
+        raise ArtifactError(
+            f"cannot write to `{target.parent}`: {exc.strerror}", path=str(target.parent)
+        ) from exc
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_partial(target: Path) -> None:
+    """Delete what killed runs left beside `target`. The caller holds the run's lock."""
+    for leftover in target.parent.glob(f"{_PARTIAL_PREFIX}{glob.escape(target.name)}-*"):
+        _remove(leftover)
+
+
+def publish(staging: Path, target: Path, manifest: Manifest) -> Manifest:
+    """Write `manifest` into `staging`, flush it to disk and rename it to `target`, replacing it whole.
+
+    Raises:
+        ArtifactError: The disk is full or the folder cannot be renamed; `target` is then as it was.
+    """
+    try:
+        write_json(staging / MANIFEST_NAME, asdict(manifest))
+        for path in staging.rglob("*"):
+            if path.is_file():
+                _flush(path)
+    except OSError as exc:
+        raise ArtifactError(f"cannot publish `{target}`: {exc.strerror}", path=str(target)) from exc
+    replace(staging, target)
+    return manifest
+
+
+def replace(source: Path, target: Path) -> None:
+    """Move a finished file or folder to `target`, in place of what lies there; both on one disk.
+
+    Raises:
+        ArtifactError: It cannot be moved; `target` is then as it was.
+    """
+    try:
+        if not target.exists() or (source.is_file() and target.is_file()):
+            source.replace(target)
+        else:
+            _swap(source, target)
+        _flush(target.parent)
+    except OSError as exc:
+        raise ArtifactError(f"cannot move `{target}` into place: {exc.strerror}", path=str(target)) from exc
+
+
+def _swap(source: Path, target: Path) -> None:
+    """Rename in two steps, as no system call exchanges folders everywhere; undone if the second fails."""
+    old = target.with_name(f"{_PARTIAL_PREFIX}{target.name}-old")
+    _remove(old)
+    target.rename(old)
+    try:
+        source.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read a folder's manifest and check that every file is there with the bytes it names.
+
+    Raises:
+        ArtifactError: No manifest, another schema, or a file is missing, truncated or altered.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise ArtifactError(f"no manifest at `{path}`", path=str(path)) from exc
+    except (UnicodeDecodeError, json.JSONDecodeError) as exc:
+        raise ArtifactError(f"manifest `{path}` is not JSON", path=str(path)) from exc
+    found = document.get("schema") if isinstance(document, dict) else None
+    if found != MANIFEST_SCHEMA:
+        raise ArtifactError(
+            f"manifest `{path}` has schema `{found}`, this version reads `{MANIFEST_SCHEMA}`",
+            path=str(path),
+        )
+    try:
+        records = tuple(FileRecord(**record) for record in document.pop("files"))
+        manifest = Manifest(files=records, **document)
+    except (KeyError, TypeError) as exc:
+        raise ArtifactError(f"manifest `{path}` lacks or adds a field: {exc}", path=str(path)) from exc
+    check_files(folder, manifest.files)
+    return manifest
+
+
+def check_files(folder: Path, records: tuple[FileRecord, ...]) -> None:
+    """Check that each recorded file lies in `folder` with its size and hash.
+
+    Raises:
+        ArtifactError: Names the first file that is missing, of another size, or altered.
+    """
+    for record in records:
+        path = folder / check_relative(record.path)
+        if not path.is_file():
+            raise ArtifactError(f"`{path}` is missing", path=str(path))
+        size = path.stat().st_size
+        if size != record.bytes:
+            raise ArtifactError(
+                f"`{path}` has {size} bytes, its manifest says {record.bytes}",
+                path=str(path),
+                expected=record.bytes,
+                found=size,
+            )
+        digest = hash_file(path)
+        if digest != record.sha256:
+            raise ArtifactError(
+                f"`{path}` was altered: its sha256 is not the one in its manifest",
+                path=str(path),
+                expected=record.sha256,
+                found=digest,
+            )
+
+
+def check_relative(name: str) -> str:
+    """Return `name` if it stays inside the folder it is joined to (also used for archive members).
+
+    Raises:
+        ArtifactError: The name is absolute, empty or climbs out with `..`.
+    """
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts or "\\" in name or "\0" in name:
+        raise ArtifactError(f"unsafe file name `{name}`", path=name)
+    return name
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write `document` as indented JSON through a temporary sibling, so that a reader never sees half."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

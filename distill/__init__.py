@@ -1,0 +1,1 @@
+"""Teacher and prompts in, student checkpoint out: data, student initialisation, AMMD, the training loop."""

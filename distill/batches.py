@@ -1,0 +1,72 @@
+"""Batches of prompt and response, padded right, and the order in which training sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+# Batches are cut from pools of this many batches sorted by length: little padding, still a random order.
+_POOL_BATCHES = 16
+
+TokenPair = tuple[Sequence[int], Sequence[int]]  # prompt ids, response ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """B sequences of a prompt and its response, padded right to T tokens."""
+
+    token_ids: torch.Tensor  # int64 [B, T]
+    attention_mask: torch.Tensor  # int64 [B, T]  1 on prompt and response
+    response_mask: torch.Tensor  # bool [B, T]  True on response tokens, end token included
+
+    @property
+    def state_mask(self) -> torch.Tensor:
+        """True where the hidden state predicts a response token: one to the left of it. bool [B, T]."""
+        return torch.roll(self.response_mask, -1, dims=1)
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """The response tokens, row after row. int64 [N]."""
+        return self.token_ids[self.response_mask]
+
+    @property
+    def last_in_row(self) -> torch.Tensor:
+        """True at the last response token of each row, in the order of `targets`. bool [N]."""
+        lengths = self.response_mask.sum(1)
+        last = torch.zeros(int(lengths.sum()), dtype=torch.bool)
+        last[lengths.cumsum(0) - 1] = True
+        return last
+
+
+def build_batch(pairs: Sequence[TokenPair]) -> Batch:
+    """Pad prompt and response pairs into one batch. Every response has at least one token."""
+    width = max(len(prompt) + len(response) for prompt, response in pairs)
+    token_ids = torch.zeros(len(pairs), width, dtype=torch.long)
+    attention_mask = torch.zeros(len(pairs), width, dtype=torch.long)
+    response_mask = torch.zeros(len(pairs), width, dtype=torch.bool)
+    for row, (prompt, response) in enumerate(pairs):
+        length = len(prompt) + len(response)
+        token_ids[row, :length] = torch.tensor([*prompt, *response])
+        attention_mask[row, :length] = 1
+        response_mask[row, len(prompt) : length] = True
+    return Batch(token_ids=token_ids, attention_mask=attention_mask, response_mask=response_mask)
+
+
+def endless_order(lengths: Sequence[int], *, batch_size: int, seed: int) -> Iterator[list[int]]:
+    """Yield index lists of one batch each, epoch after epoch, every index once an epoch.
+
+    Rows of a batch have like lengths; which rows meet, and the order of batches, is drawn anew each epoch.
+    A last short batch of an epoch is left out (its rows come up in the next one) unless it is the only one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = min(batch_size, len(lengths))
+    while True:
+        shuffled = torch.randperm(len(lengths), generator=generator).tolist()
+        batches: list[list[int]] = []
+        for start in range(0, len(shuffled), size * _POOL_BATCHES):
+            pool = sorted(shuffled[start : start + size * _POOL_BATCHES], key=lambda index: lengths[index])
+            batches += [pool[cut : cut + size] for cut in range(0, len(pool) - size + 1, size)]
+        for index in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[index]

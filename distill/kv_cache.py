@@ -1,0 +1,67 @@
+"""A key-value cache that writes in place, for rollouts of known greatest length.
+
+transformers' dynamic cache concatenates keys and values at each token, which copies the whole cache: at 128
+rows that was almost half the time of a decoding step on the CPU. This one takes its room once. Models whose layers
+need another kind of cache (sliding windows, state spaces) keep transformers' own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class InPlaceLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
+    """Keys and values of one layer. [B, heads, capacity, D] buffers; `keys` and `values` are views of them."""
+
+    def __init__(self, capacity_tokens: int) -> None:
+        super().__init__()
+        self._capacity_tokens = capacity_tokens
+        self._key_buffer = self._value_buffer = torch.empty(0)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the new states and return all so far. [B, heads, new, D] to [B, heads, all, D]."""
+        start = self.get_seq_length()
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            batch, heads, _, width = key_states.shape
+            room = (batch, heads, self._capacity_tokens)
+            self._key_buffer = key_states.new_empty(*room, width)
+            self._value_buffer = value_states.new_empty(*room, value_states.shape[-1])
+        end = start + key_states.shape[-2]
+        self._key_buffer[:, :, start:end] = key_states
+        self._value_buffer[:, :, start:end] = value_states
+        self.keys = self._key_buffer[:, :, :end]
+        self.values = self._value_buffer[:, :, :end]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep only these rows of the batch."""
+        end = self.get_seq_length()
+        self._key_buffer = self._key_buffer[indices]
+        self._value_buffer = self._value_buffer[indices]
+        self.keys = self._key_buffer[:, :, :end]
+        self.values = self._value_buffer[:, :, :end]
+
+
+def build_cache(model: PreTrainedModel, *, capacity_tokens: int) -> Cache:
+    """Return an empty cache for `model` with room for `capacity_tokens` a row."""
+    standard = DynamicCache(config=model.config)
+    layers = getattr(standard, "layers", [])
+    if layers and all(type(layer) is DynamicLayer for layer in layers):
+        return Cache(layers=[InPlaceLayer(capacity_tokens) for _ in layers])
+    return standard
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return the name under which the model's forward takes its cache (renamed within transformers 5)."""
+    parameters = inspect.signature(type(model).forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"

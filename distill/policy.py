@@ -1,0 +1,61 @@
+"""A language model as a policy: the hidden states that predict response tokens, and the head that reads them.
+
+Loss code never asks a model for logits of a whole batch; it asks for the final hidden states at the states that
+count and projects them chunk by chunk. That is only right where logits are exactly `head @ hidden`, which
+`Policy` checks on the model itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ammd.errors import DistillError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .batches import Batch
+
+
+class Policy(torch.nn.Module):
+    """Wraps a causal language model. Calling it returns hidden states [N, H] at the batch's N response states."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Take `model`.
+
+        Raises:
+            DistillError: Its logits are not a plain product of head and final hidden state.
+        """
+        super().__init__()
+        self.model = model
+        _check_plain_head(model)
+
+    @property
+    def head(self) -> torch.Tensor:
+        """The unembedding. [V, H]."""
+        weight: torch.Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return the final hidden state at each state that predicts a response token. [N, H]."""
+        output = self.model.base_model(
+            input_ids=batch.token_ids, attention_mask=batch.attention_mask, use_cache=False
+        )
+        hiddens: torch.Tensor = output.last_hidden_state[batch.state_mask]
+        return hiddens
+
+
+@torch.inference_mode()
+def _check_plain_head(model: PreTrainedModel) -> None:
+    token_ids = torch.arange(2).unsqueeze(0)
+    logits = model(input_ids=token_ids, use_cache=False).logits.float()
+    hiddens = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
+    expected = (hiddens @ model.get_output_embeddings().weight.T).float()
+    # Same product twice: only another order of summation may differ.
+    if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-2):
+        raise DistillError(
+            f"the logits of `{type(model).__name__}` are scaled, capped or biased after the head",
+            hint="this version trains models whose logits are the plain product of head and hidden state",
+        )

@@ -1,0 +1,176 @@
+"""The prepare stage: teacher, first student, and the texts that both are trained and judged on.
+
+    teacher/        the teacher as a checkpoint folder
+    student/        the student before training
+    train.jsonl     prompts with responses: the file's own, or the teacher's, sampled
+    heldout.jsonl   held-out prompts with the teacher's greedy responses (and references where the file has any)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ammd.machine import has_fast_bfloat16
+from ammd.progress import progress
+
+from .batches import Batch, build_batch
+from .checkpoint import end_token_ids, load_model, load_tokenizer, save_checkpoint
+from .depth import block_influence, cut_layers, kept_layers
+from .prompts import (
+    Conversation,
+    Example,
+    check_lengths,
+    encode_response,
+    read_conversations,
+    render_prompt,
+    write_examples,
+)
+from .rollout import Sampling, sample_responses
+from .settings import DepthStudent, ModelStudent, PrepareSettings
+from .source import check_source, materialize
+from .tokenizers_match import check_same_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_INFLUENCE_EXAMPLES = 64  # enough that the ranking of layers no longer changes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareInputs:
+    """The stage starts from its settings alone."""
+
+
+def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict[str, Any]:
+    """Write teacher, student and texts into `folder` and return what was counted.
+
+    Raises:
+        RecipeError: A model source is malformed or unknown.
+        DataError: A data file is missing, empty or malformed, or a prompt is too long.
+        DistillError: A model cannot be used.
+        TokenizerMismatchError: Student and teacher do not share a tokenizer.
+    """
+    check_source(settings.teacher)
+    if isinstance(settings.student, ModelStudent):
+        check_source(settings.student.source)
+    train = _choose(read_conversations(Path(settings.prompts)), settings)
+    heldout = read_conversations(Path(settings.heldout))
+    materialize(settings.teacher, folder / "teacher")
+    tokenizer = load_tokenizer(folder / "teacher")
+    examples, counts = _write_texts(folder, train, heldout, tokenizer, settings)
+    return {**counts, "student": _write_student(folder, examples, tokenizer, settings.student)}
+
+
+def _choose(conversations: list[Conversation], settings: PrepareSettings) -> list[Conversation]:
+    if settings.max_prompts is None or settings.max_prompts >= len(conversations):
+        return conversations
+    generator = torch.Generator().manual_seed(settings.seed)
+    order = torch.randperm(len(conversations), generator=generator)[: settings.max_prompts]
+    return [conversations[index] for index in order.tolist()]
+
+
+def _write_texts(
+    folder: Path,
+    train: list[Conversation],
+    heldout: list[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: PrepareSettings,
+) -> tuple[list[Example], dict[str, int]]:
+    dtype = torch.bfloat16 if has_fast_bfloat16() else torch.float32
+    teacher = load_model(folder / "teacher", dtype=dtype)
+    room = teacher.config.max_position_embeddings - settings.response_tokens
+    asked = {Path(settings.prompts): train, Path(settings.heldout): heldout}
+    prompt_ids = {}
+    for path, conversations in asked.items():
+        prompt_ids[path] = [render_prompt(tokenizer, item.messages) for item in conversations]
+        check_lengths(prompt_ids[path], conversations, path=path, room=room)
+    ends = end_token_ids(teacher, tokenizer)
+
+    def answer(ids: list[tuple[int, ...]], temperature: float, label: str) -> list[list[int]]:
+        sampling = Sampling(
+            max_new_tokens=settings.response_tokens,
+            temperature=temperature,
+            end_token_ids=ends,
+            batch_size=settings.batch_size,
+        )
+        generator = torch.Generator().manual_seed(settings.seed)
+        with progress(label, len(ids)) as report:
+            return sample_responses(
+                teacher,
+                ids,
+                sampling=sampling,
+                generator=generator,
+                on_tokens=lambda done, tokens: report(done, f"{tokens} tokens"),
+            )
+
+    train_ids = prompt_ids[Path(settings.prompts)]
+    unanswered = [index for index, item in enumerate(train) if item.response is None]
+    sampled = answer([train_ids[i] for i in unanswered], settings.temperature, "teacher writes")
+    responses: dict[int, list[int]] = dict(zip(unanswered, sampled, strict=True))
+    examples = [
+        _example(
+            tokenizer,
+            item,
+            ids,
+            responses.get(index)
+            or encode_response(tokenizer, item.response or "", max_tokens=settings.response_tokens),
+        )
+        for index, (item, ids) in enumerate(zip(train, train_ids, strict=True))
+    ]
+    heldout_ids = prompt_ids[Path(settings.heldout)]
+    greedy = answer(heldout_ids, 0.0, "teacher answers held-out prompts")
+    judged = [
+        _example(tokenizer, item, ids, response)
+        for item, ids, response in zip(heldout, heldout_ids, greedy, strict=True)
+    ]
+    write_examples(folder / "train.jsonl", examples)
+    write_examples(folder / "heldout.jsonl", judged, references=[item.response for item in heldout])
+    return examples, {
+        "train_prompts": len(examples),
+        "train_response_tokens": sum(len(example.response_ids) for example in examples),
+        "teacher_written": len(unanswered),
+        "heldout_prompts": len(judged),
+    }
+
+
+def _example(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    prompt_ids: tuple[int, ...],
+    response_ids: list[int] | tuple[int, ...],
+) -> Example:
+    return Example(
+        prompt=conversation.prompt,
+        response=tokenizer.decode(list(response_ids), skip_special_tokens=True),
+        prompt_ids=prompt_ids,
+        response_ids=tuple(response_ids),
+    )
+
+
+def _write_student(
+    folder: Path,
+    examples: list[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    wanted: DepthStudent | ModelStudent,
+) -> dict[str, Any]:
+    target = folder / "student"
+    if isinstance(wanted, ModelStudent):
+        materialize(wanted.source, target)
+        check_same_tokenizer(load_tokenizer(target), tokenizer)
+        return {"source": wanted.source}
+    model = load_model(folder / "teacher", dtype=torch.float32)
+    influence = block_influence(model, _influence_batch(examples))
+    kept = kept_layers(influence, wanted.layers)
+    cut_layers(model, kept)
+    save_checkpoint(model, tokenizer, target)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"kept_layers": kept, "block_influence": influence, "parameters": parameters}
+
+
+def _influence_batch(examples: list[Example]) -> Batch:
+    chosen = examples[:_INFLUENCE_EXAMPLES]
+    return build_batch([(example.prompt_ids, example.response_ids) for example in chosen])

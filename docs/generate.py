@@ -1,0 +1,149 @@
+"""Write docs/cli.md from the command line's own help and docs/recipe.md from the settings models.
+
+`python docs/generate.py` writes; with `--check` nothing is written, and the exit code says whether the pages
+on disk are the ones that would be.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from ammd.pipeline.cli import ammd_command
+from ammd.pipeline.recipe import Recipe
+
+FOLDER = Path(__file__).resolve().parent
+WIDTH = 100  # of help texts, whatever terminal this runs in
+MADE = "<!-- Made by docs/generate.py; `make docs` writes it anew. -->\n\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check both pages; return 1 if a check found one out of date."""
+    pages = {FOLDER / "cli.md": cli_page(), FOLDER / "recipe.md": recipe_page()}
+    if "--check" not in arguments:
+        for path, text in pages.items():
+            path.write_text(text, encoding="utf-8")
+        return 0
+    stale = [
+        path.name
+        for path, text in pages.items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+    for name in stale:
+        sys.stderr.write(f"docs/{name} is out of date: run `make docs`\n")
+    return int(bool(stale))
+
+
+def cli_page() -> str:
+    """Return the reference of all commands: their help, word for word."""
+    parts = [
+        MADE + "# Commands\n\nStandard output is data, everything else goes to standard error. Exit codes: 0 fine, "
+        "2 recipe or usage, 3 file missing or altered,\n4 distillation, 5 export or parity, 6 engine or device, "
+        "7 budget, 130 interrupted.\n"
+    ]
+    top = click.Context(ammd_command, info_name="ammd", max_content_width=WIDTH, terminal_width=WIDTH)
+    parts.append(_help_section("ammd", ammd_command, top))
+    for name, command in ammd_command.commands.items():
+        context = click.Context(command, info_name=name, parent=top, terminal_width=WIDTH)
+        parts.append(_help_section(f"ammd {name}", command, context))
+    return "\n".join(parts)
+
+
+def recipe_page() -> str:
+    """Return the reference of all recipe keys: type, default and meaning, from the models."""
+    parts = [
+        MADE + "# Recipe\n\nA recipe is a TOML file; `ammd run --dry-run` prints the packaged one with every key. "
+        "Paths are relative to the recipe's folder,\nthose given with `--set` to the current one.\n"
+    ]
+    for title, model in _tables("", Recipe):
+        section, comma, choice = title.partition(",")
+        heading = f"## [{section}]{comma}{choice}" if title else "## Top level"
+        parts.append(f"{heading}\n\n{_first_paragraph(model)}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |")
+        for name, field in model.model_fields.items():
+            cells = (f"`{name}`", _type_text(field), _default_text(field), field.description or "")
+            parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        parts.append("")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _help_section(title: str, command: click.Command, context: click.Context) -> str:
+    return f"## {title}\n\n```text\n{command.get_help(context)}\n```\n"
+
+
+def _tables(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    yield path, model
+    for name, field in model.model_fields.items():
+        members = list(_models(field.annotation))
+        below = f"{path}.{name}" if path else name
+        for member in members:
+            choice = "" if len(members) == 1 else f", kind = {member.model_fields['kind'].default}"
+            yield from _tables(below + choice, member)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) is not None:
+        for part in get_args(annotation):
+            yield from _models(part)
+
+
+def _type_text(field: FieldInfo) -> str:
+    if list(_models(field.annotation)):
+        return "section"
+    limits = [
+        f"{sign} {getattr(mark, name)}"
+        for mark in field.metadata
+        for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+        if hasattr(mark, name)
+    ]
+    return ", ".join([_annotation_text(field.annotation), *limits])
+
+
+def _annotation_text(annotation: Any) -> str:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(f'`"{part}"`' for part in parts)
+    if origin in (tuple, list):
+        return f"list of {_annotation_text(parts[0])}"
+    if origin is dict:
+        return f"table of {_annotation_text(parts[1])}"
+    if origin is not None:
+        return " or ".join(_annotation_text(part) for part in parts if part is not type(None))
+    if hasattr(annotation, "__members__"):
+        return " or ".join(f'`"{member.value}"`' for member in annotation)
+    return {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}[annotation.__name__]
+
+
+def _default_text(field: FieldInfo) -> str:
+    if list(_models(field.annotation)):
+        return "" if field.is_required() else "the section's own"
+    default = field.default
+    if field.is_required() or default is PydanticUndefined:
+        return "required"
+    if default is None:
+        return "absent"
+    return f"`{_value_text(default)}`"
+
+
+def _value_text(value: Any) -> str:
+    from ammd.pipeline.toml_text import write_toml
+
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {item}" for key, item in value.items())
+    return write_toml({"x": value}).removeprefix("x = ").strip()
+
+
+def _first_paragraph(model: type[BaseModel]) -> str:
+    return " ".join((model.__doc__ or "").split("\n\n")[0].split())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Student checkpoint in, GGUF and ONNX files out: convert and quantize."""

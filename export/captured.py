@@ -1,0 +1,95 @@
+"""Run a converter in a child process and keep its output to ourselves unless it fails.
+
+llama.cpp and the ONNX builder write hundreds of lines, some of them from native code that Python's logging
+never sees. In a child of its own that output can be caught whole, the child's memory is given back when it
+ends, and a crash in native code becomes an error with a message. The output goes to a file; when the child
+fails, the error quotes its end and names the file. `AMMD_VERBOSE=1` shows it as it comes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from ammd.errors import ExportError
+
+VERBOSE_VARIABLE = "AMMD_VERBOSE"
+_QUOTED_LINES = 12
+_CHUNK_BYTES = 1 << 16
+_CHILD_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",  # llama.cpp's converter writes some lists from sets
+    "PYTHONDONTWRITEBYTECODE": "1",  # the source tree in the cache stays as it was checked
+    "HF_HUB_OFFLINE": "1",  # everything lies in the checkpoint folder
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def run_module(
+    module: str, arguments: Sequence[str], *, task: str, environment: Mapping[str, str] | None = None
+) -> None:
+    """Run `python -m module arguments...` in this interpreter's environment and wait for it.
+
+    Args:
+        module: Its dotted name.
+        arguments: Command-line arguments.
+        task: What the child does, for the error: "convert `x` to GGUF".
+        environment: Variables for the child beside the usual ones.
+
+    Raises:
+        ExportError: The child failed or was killed.
+    """
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    descriptor, name = tempfile.mkstemp(prefix="ammd-export-", suffix=".log")
+    log = Path(name)
+    with os.fdopen(descriptor, "wb") as sink:
+        status = _run(command, {**os.environ, **_CHILD_ENVIRONMENT, **(environment or {})}, sink=sink)
+    if status != 0:
+        end = _last_lines(log)
+        reason = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        raise ExportError(
+            f"cannot {task}: the converter {reason}" + (f"\n{end}" if end else ""),
+            hint=f"its whole output is in `{log}`",
+            log=str(log),
+            status=status,
+        )
+    log.unlink()
+
+
+def is_verbose() -> bool:
+    """Tell whether the user asked to see the converters' own output."""
+    return os.environ.get(VERBOSE_VARIABLE, "") not in ("", "0")
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], *, sink: BinaryIO) -> int:
+    """Return the child's exit status after copying its output to `sink`, and to stderr when verbose."""
+    verbose = is_verbose()
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        bufsize=0,
+    ) as child:
+        assert child.stdout is not None
+        try:
+            while chunk := child.stdout.read(_CHUNK_BYTES):
+                sink.write(chunk)
+                if verbose:
+                    sys.stderr.write(chunk.decode(errors="replace"))
+                    sys.stderr.flush()
+        except BaseException:  # Ctrl-C among them: the child must not go on writing
+            child.kill()
+            raise
+    return child.returncode
+
+
+def _last_lines(log: Path) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return "\n".join(lines[-_QUOTED_LINES:])

@@ -1,0 +1,103 @@
+"""What a checkpoint's files say about themselves, read without loading a weight.
+
+safetensors files begin with a JSON header that names every tensor with its dtype and shape. That is enough to
+estimate the size of each exported file and to refuse, before any work, a checkpoint that would convert badly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ammd.errors import ArtifactError, ExportError
+
+_HEADER_LIMIT_BYTES = 100 << 20  # as the format's own reader has it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFacts:
+    """A causal language model's folder, described."""
+
+    parameters: int  # numbers stored; a tied head counts once
+    embedding_weights: int  # numbers in the token embedding, vocabulary times hidden size
+    tied_head: bool  # the output matrix is the embedding matrix
+
+
+def read_checkpoint_facts(folder: Path) -> CheckpointFacts:
+    """Read the facts of a checkpoint folder and check that it can be exported at all.
+
+    Raises:
+        ArtifactError: A file that every checkpoint has is missing or damaged.
+        ExportError: The config says that the head is tied, but the weights hold a head of their own.
+    """
+    config = read_json(folder / "config.json")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        read_json(folder / name)
+    tensors = _tensors(folder)
+    tied = bool(config.get("tie_word_embeddings", False))
+    if tied and "lm_head.weight" in tensors:
+        raise ExportError(
+            f"`{folder}` says `tie_word_embeddings` but stores `lm_head.weight` as well",
+            hint="save it again with transformers' save_pretrained, which keeps one of the two",
+        )
+    return CheckpointFacts(
+        parameters=sum(math.prod(entry["shape"]) for entry in tensors.values()),
+        embedding_weights=int(config.get("vocab_size") or 0) * int(config.get("hidden_size") or 0),
+        tied_head=tied,
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        ArtifactError: The file is missing or does not hold a JSON object.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise ArtifactError(
+            f"`{path.parent}` is not a checkpoint: no `{path.name}`",
+            hint="give a folder that holds config.json, *.safetensors and the tokenizer files",
+            path=str(path),
+        ) from exc
+    except ValueError as exc:
+        raise ArtifactError(f"`{path}` is not JSON: {exc}", path=str(path)) from exc
+    if not isinstance(document, dict):
+        raise ArtifactError(f"`{path}` does not hold a JSON object", path=str(path))
+    return document
+
+
+def _tensors(folder: Path) -> dict[str, Any]:
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise ArtifactError(f"`{folder}` is not a checkpoint: no `*.safetensors`", path=str(folder))
+    tensors: dict[str, Any] = {}
+    for path in paths:
+        tensors.update(_header(path))
+    return tensors
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > _HEADER_LIMIT_BYTES:
+                raise ArtifactError(f"`{path}` is damaged: its header claims {length} bytes", path=str(path))
+            header: dict[str, Any] = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise ArtifactError(f"`{path}` is damaged: no safetensors header", path=str(path)) from exc
+    if path.stat().st_size != end:
+        raise ArtifactError(
+            f"`{path}` is damaged: {path.stat().st_size} bytes, its header says {end}",
+            path=str(path),
+            expected=end,
+            found=path.stat().st_size,
+        )
+    return header

@@ -1,0 +1,61 @@
+"""Tell llama.cpp's name for a byte-level tokenizer's way of cutting text into words.
+
+llama.cpp's converter recognises a tokenizer by the hash of the ids that it gives to one fixed text. The hash
+changes as soon as a vocabulary is trimmed or extended, although the cutting rule is the same; the converter
+then stops. This module reads the rule itself from `tokenizer.json` and names the few that it knows exactly.
+It never guesses: an unknown rule has no name. The ids of the finished file are compared later in any case.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+_LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2_WORDS = _LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def pre_tokenizer_name(tokenizer_json: Path) -> str | None:
+    """Return llama.cpp's name for the cutting rule in `tokenizer.json`, or None if it is not known exactly.
+
+    Known: `smollm` (single digits, then GPT-2's words), `gpt-2`, `llama-bpe` (up to three digits, whole words
+    from the vocabulary first) and `qwen2` (the same words with single digits, NFC text).
+    """
+    document = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+    model = document.get("model") or {}
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
+        return None
+    normalizer = (document.get("normalizer") or {}).get("type")
+    ignore_merges = bool(model.get("ignore_merges"))
+    match _rule(document.get("pre_tokenizer") or {}), normalizer, ignore_merges:
+        case ("digits", "gpt2-words"), None, False:
+            return "smollm"
+        case ("gpt2-words",), None, False:
+            return "gpt-2"
+        case (("split", words), "bytes"), None, True if words == _LLAMA3_WORDS:
+            return "llama-bpe"
+        case (("split", words), "bytes"), "NFC", False if words == _QWEN2_WORDS:
+            return "qwen2"
+    return None
+
+
+def _rule(pre_tokenizer: dict[str, Any]) -> tuple[object, ...]:
+    """Return the steps of a pre-tokenizer in order, each reduced to what decides its behaviour."""
+    is_sequence = pre_tokenizer.get("type") == "Sequence"
+    steps = pre_tokenizer.get("pretokenizers", []) if is_sequence else [pre_tokenizer]
+    return tuple(_step(step) for step in steps)
+
+
+def _step(step: dict[str, Any]) -> object:
+    match step:
+        case {"type": "Digits", "individual_digits": True}:
+            return "digits"
+        case {"type": "ByteLevel", "add_prefix_space": False}:
+            return "gpt2-words" if step.get("use_regex", True) else "bytes"
+        case {"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated"} if not step.get("invert"):
+            return ("split", words)
+    return "unknown"

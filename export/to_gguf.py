@@ -1,0 +1,52 @@
+"""Checkpoint to F16 GGUF with llama.cpp's own converter.
+
+The converter knows every architecture's tensor names, permutations and tokenizer keys, and it is what users
+compare with; writing a second one would only add a second opinion. Matrices become F16, vectors stay F32.
+The same checkpoint gives the same bytes: the child's hash seed is fixed (`captured`), and the name that is
+written into the file is given by the caller.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ammd.errors import ExportError
+
+from .captured import run_module
+from .gguf_contents import read_matrices
+from .llama_source import source_tree
+
+
+def write_f16_gguf(checkpoint: Path, target: Path, *, name: str) -> None:
+    """Convert a checkpoint folder to a GGUF with F16 matrices.
+
+    Args:
+        checkpoint: A folder that transformers can load.
+        target: The file to write.
+        name: The model's name inside the file.
+
+    Raises:
+        FetchError: llama.cpp's source cannot be had.
+        ExportError: The converter does not know the architecture or tokenizer, or a weight does not fit F16.
+    """
+    tree = source_tree()
+    options = ["--outtype", "f16", "--outfile", str(target), "--model-name", name]
+    run_module(
+        "ammd.export.gguf_converter",
+        [str(tree), str(checkpoint), *options],
+        task=f"convert `{checkpoint}` to GGUF",
+    )
+    _check_finite(target)
+
+
+def _check_finite(path: Path) -> None:
+    """Refuse weights beyond 65504: bfloat16 holds them, F16 turns them into infinity without a word."""
+    import numpy as np
+
+    for tensor in read_matrices(path):
+        if tensor.data.dtype.kind == "f" and not np.isfinite(tensor.data).all():
+            raise ExportError(
+                f"tensor `{tensor.name}` holds a weight that F16 cannot (beyond 65504, or not a number)",
+                hint="such weights mean that training diverged; export an earlier checkpoint",
+                tensor=str(tensor.name),
+            )

@@ -1,0 +1,1 @@
+"""Recipe in, finished run out: the stages in order, their cache, the command line and the report."""

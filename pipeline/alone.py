@@ -1,0 +1,118 @@
+"""A stage on files of the user's own, outside any run: what `ammd export`, `verify`, `eval` and `bench` do.
+
+The same code in the same kind of process as in a run; only the inputs are named by hand. Inside a run folder
+what is not named (teacher, held-out prompts) is found there.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ammd.artifact import Manifest, hash_records, list_files, publish, staging_folder
+from ammd.errors import ArtifactError, RecipeError
+from ammd.machine import library_versions
+from ammd.runtime.verify import artifact_name
+from ammd.settings import Settings
+
+from .cache import stage_key
+from .launch import Outcome, run_in_child
+from .stages import STAGES
+
+
+def measure(stage: str, *, settings: Settings, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a stage for its numbers alone; the files it writes are thrown away.
+
+    Raises:
+        AmmdError: What the stage could not do.
+    """
+    with tempfile.TemporaryDirectory(prefix="ammd-") as folder:
+        outcome = run_in_child(STAGES[stage], inputs=inputs, settings=settings, folder=Path(folder))
+    return {"schema": f"ammd.{stage}/1", **_costs(outcome), **outcome.results}
+
+
+def export_to(folder: Path, *, checkpoint: Path, settings: Settings, force: bool) -> dict[str, Any]:
+    """Export a checkpoint into `folder` and return what was written.
+
+    Raises:
+        ArtifactError: There is no such checkpoint, or `folder` is there already and `force` is not given.
+        ExportError: The checkpoint cannot be converted.
+    """
+    if not (checkpoint / "config.json").is_file():
+        raise ArtifactError(
+            f"`{checkpoint}` is not a checkpoint: it has no config.json", path=str(checkpoint)
+        )
+    if folder.exists() and not force:
+        raise ArtifactError(
+            f"`{folder}` is there already",
+            hint="`--force` replaces it, `--out` names another",
+            path=str(folder),
+        )
+    if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
+        raise ArtifactError(
+            f"`{folder}` holds files that are not an export, and is not replaced",
+            hint="`--out` names another folder",
+            path=str(folder),
+        )
+    stage = STAGES["export"]
+    with staging_folder(folder) as staging:
+        outcome = run_in_child(
+            stage, inputs={"checkpoint": str(checkpoint.resolve())}, settings=settings, folder=staging
+        )
+        document = settings.model_dump(mode="json")
+        inputs = {"checkpoint": hash_records(list_files(checkpoint))}
+        manifest = Manifest(
+            stage="export",
+            key=stage_key(stage, settings=document, inputs=inputs),
+            files=list_files(staging),
+            settings=document,
+            inputs=inputs,
+            versions=library_versions(),
+            results=outcome.results,
+            seconds=round(outcome.seconds, 3),
+            peak_rss_bytes=outcome.peak_rss_bytes,
+        )
+        publish(staging, folder, manifest)
+    rows = [{**row, "path": str((folder / row["path"]).resolve())} for row in outcome.results["artifacts"]]
+    return {"schema": "ammd.export/1", "path": str(folder.resolve()), **_costs(outcome), "artifacts": rows}
+
+
+def named(paths: Sequence[Path]) -> list[dict[str, str]]:
+    """Return a name for each model path: that of its scheme, with its folder's where that is not enough.
+
+    Raises:
+        ArtifactError: Nothing is at one of the paths.
+        RecipeError: The same model is named twice.
+    """
+    for path in paths:
+        if not path.exists():
+            raise ArtifactError(f"no model at `{path}`", path=str(path))
+    real = [path.resolve() for path in paths]
+    if len(set(real)) != len(real):
+        raise RecipeError("the same model is named twice")
+    names = [artifact_name(path) for path in real]
+    return [
+        {"name": name if names.count(name) == 1 else f"{path.parent.name}/{name}", "path": str(path)}
+        for name, path in zip(names, real, strict=True)
+    ]
+
+
+def find_in_run(near: Path, part: str, *, option: str) -> Path:
+    """Return `part` (as `prepare/heldout.jsonl`) of the run in which the path `near` lies.
+
+    Raises:
+        RecipeError: `near` does not lie in a run, so the user has to name it.
+    """
+    for folder in near.resolve().parents:
+        if (folder / part).exists():
+            return folder / part
+    raise RecipeError(
+        f"`{near}` does not lie in a run folder, so `{part}` cannot be found beside it",
+        hint=f"name it with `{option}`",
+    )
+
+
+def _costs(outcome: Outcome) -> dict[str, Any]:
+    return {"seconds": round(outcome.seconds, 3), "peak_rss_bytes": outcome.peak_rss_bytes}

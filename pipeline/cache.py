@@ -1,0 +1,218 @@
+"""The stage cache: a stage is made once for one key, kept whole, and checked byte by byte before it is used.
+
+The key hashes everything that decides a stage's output: the code version of the stage, its settings, the
+content of its inputs (files of earlier stages, data files) and the versions of the libraries that compute it.
+A stage is looked for in the run's own folder, then in sibling runs of the same recipe name, from where it is
+hard-linked: recipes that differ in a late stage share the early ones and no disk is spent twice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ammd.artifact import (
+    MANIFEST_NAME,
+    Manifest,
+    hash_records,
+    hash_text,
+    load_manifest,
+    remove_partial,
+    staging_folder,
+)
+from ammd.errors import ArtifactError
+
+from .stages import Stage
+
+log = logging.getLogger("ammd.pipeline")
+LOCK_NAME = ".lock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Something that a finished stage left: the input of later ones."""
+
+    path: Path
+    hash: str  # of the content, so that a stage made anew with the same bytes makes no other stage stale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedPart:
+    """A part under the name that tables and later stages call it by."""
+
+    name: str
+    part: Part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A finished stage in its run folder."""
+
+    folder: Path
+    manifest: Manifest
+    cached: bool  # found, not made
+
+    @property
+    def whole(self) -> Part:
+        """The stage's folder with all its files."""
+        return Part(path=self.folder, hash=self.manifest.content_hash)
+
+    def part(self, name: str) -> Part:
+        """Return the file or folder `name` of this stage.
+
+        Raises:
+            ArtifactError: The stage holds no such file or folder.
+        """
+        records = tuple(
+            record
+            for record in self.manifest.files
+            if record.path == name or record.path.startswith(f"{name}/")
+        )
+        if not records:
+            raise ArtifactError(f"stage `{self.manifest.stage}` left no `{name}`", path=str(self.folder))
+        return Part(path=self.folder / name, hash=hash_records(records))
+
+
+Inputs = Mapping[str, Part | tuple[NamedPart, ...]]
+
+
+def stage_key(stage: Stage, *, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Return the hash of everything that decides the output of `stage`."""
+    versions = {name: _version(name) for name in sorted(stage.libraries)}
+    document = {
+        "stage": stage.name,
+        "code": stage.code_version,
+        "settings": settings,
+        "inputs": dict(inputs),
+        "versions": versions,
+    }
+    return hash_text(json.dumps(document, sort_keys=True))
+
+
+def hash_inputs(inputs: Inputs) -> dict[str, str]:
+    """Return one content hash for each input, names of named parts included."""
+    hashes = {}
+    for name, value in inputs.items():
+        if isinstance(value, Part):
+            hashes[name] = value.hash
+        else:
+            hashes[name] = hash_text("\n".join(f"{item.name}\0{item.part.hash}" for item in value))
+    return hashes
+
+
+def paths_of(inputs: Inputs) -> dict[str, Any]:
+    """Return the JSON form of a stage's inputs record."""
+    return {
+        name: str(value.path)
+        if isinstance(value, Part)
+        else [{"name": item.name, "path": str(item.part.path)} for item in value]
+        for name, value in inputs.items()
+    }
+
+
+def find_stage(folder: Path, key: str) -> Done | None:
+    """Return the stage in `folder` if it has this key and every byte is as its manifest says.
+
+    A stage with altered, truncated or missing files is reported and counts as absent.
+    """
+    found = _peek_key(folder)
+    if found is None and folder.exists():
+        log.warning("%s: making it anew, because its manifest is missing or unreadable", folder.name)
+    if found != key:
+        return None
+    try:
+        return Done(folder=folder, manifest=load_manifest(folder), cached=True)
+    except ArtifactError as exc:
+        log.warning("%s: making it anew, because %s", folder.name, exc)
+        return None
+
+
+def reuse_sibling(folder: Path, key: str) -> Done | None:
+    """Hard-link a stage of the same key from another run of this recipe's name; None if there is none.
+
+    The linked files are verified before they are published, so a sibling that changes meanwhile is no danger.
+    """
+    name = folder.name
+    for sibling in sorted(folder.parent.parent.glob(f"*/{name}")):
+        if sibling == folder or _peek_key(sibling) != key:
+            continue
+        with staging_folder(folder) as staging:
+            try:
+                shutil.copytree(sibling, staging, copy_function=_link, dirs_exist_ok=True)
+                manifest = load_manifest(staging)
+            except (ArtifactError, OSError) as exc:
+                log.warning("%s: not taken from `%s`, because %s", name, sibling.parent.name, exc)
+                continue
+            if folder.exists():
+                shutil.rmtree(folder)
+            staging.rename(folder)
+        log.info("%s: taken from run `%s`", name, sibling.parent.name)
+        return Done(folder=folder, manifest=manifest, cached=True)
+    return None
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; the system lets go of it when the process ends, however.
+
+    Raises:
+        ArtifactError: Another `ammd` works in the folder, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_NAME, timeout=0)
+        lock.acquire()
+    except Timeout as exc:
+        raise ArtifactError(
+            f"another `ammd` is working in `{folder}`",
+            hint="wait until it ends, or give this run another name with `--set name=...`",
+            path=str(folder),
+        ) from exc
+    except OSError as exc:
+        raise ArtifactError(f"cannot write to `{folder}`: {exc.strerror}", path=str(folder)) from exc
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def clean_stage(folder: Path) -> None:
+    """Remove what killed runs left half-written beside a stage. The caller holds the run's lock."""
+    remove_partial(folder)
+
+
+def _peek_key(folder: Path) -> str | None:
+    """Return the key that a stage's manifest claims, without checking files."""
+    try:
+        document = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    key = document.get("key") if isinstance(document, dict) else None
+    return key if isinstance(key, str) else None
+
+
+def _link(source: str, target: str) -> None:
+    if Path(source).name == MANIFEST_NAME:
+        shutil.copyfile(source, target)  # small, and a rewrite in one run must not reach the other
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)  # another disk, or a file system without links
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

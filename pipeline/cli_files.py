@@ -1,0 +1,206 @@
+"""Commands about single files: export a checkpoint; prove, judge and measure what came of it; talk to it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from .cli_options import emit, examples, json_option, screen_options, set_option
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command(
+    epilog=examples(
+        "ammd export runs/quickstart/3f9a01c2/distill/student --out phone",
+        "ammd export my-checkpoint --set schemes='[\"gguf-q8_0\"]' --json",
+    )
+)
+@click.argument("checkpoint", type=_PATH)
+@click.option("--out", type=_PATH, help="Folder to write.  [default: CHECKPOINT-export]")
+@click.option("--force", is_flag=True, help="Replace an export that is there.")
+@set_option
+@json_option
+@screen_options
+def export(
+    checkpoint: Path, out: Path | None, force: bool, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Write CHECKPOINT as GGUF and ONNX files.
+
+    `--set` takes the keys of a recipe's [export] section.
+    """
+    from ammd.export.settings import ExportSettings
+
+    from .alone import export_to
+    from .recipe import load_section
+    from .table import files_table
+
+    settings = load_section(ExportSettings, overrides)
+    folder = out or checkpoint.with_name(f"{checkpoint.name}-export")
+    document = export_to(folder, checkpoint=checkpoint, settings=settings, force=force)
+    emit(document, lambda: [files_table(document)], as_json=as_json)
+    click.echo(document["path"], err=True)
+
+
+@click.command(
+    epilog=examples(
+        "ammd verify student-q8_0.gguf --against student --heldout heldout.jsonl",
+        "ammd verify runs/quickstart/3f9a01c2/export/student-f16.gguf --against "
+        "runs/quickstart/3f9a01c2/distill/student --json",
+    )
+)
+@click.argument("file", type=_PATH)
+@click.option("--against", required=True, type=_PATH, help="Checkpoint that the file came from.")
+@click.option("--heldout", type=_PATH, help="Held-out JSONL of a prepare stage.  [default: the run's]")
+@set_option
+@json_option
+@screen_options
+def verify(
+    file: Path, against: Path, heldout: Path | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Prove FILE against its checkpoint.
+
+    Same token ids, same chat template, end token, KL and top-1 agreement, first divergence of greedy
+    text. `--set` takes the keys of a recipe's [verify] section.
+    """
+    from ammd.runtime.settings import VerifySettings
+
+    from .alone import find_in_run, measure, named
+    from .recipe import load_section
+    from .table import facts_table
+
+    inputs = {
+        "checkpoint": named([against])[0]["path"],
+        "heldout": str(heldout or find_in_run(file, "prepare/heldout.jsonl", option="--heldout")),
+        "artifacts": named([file]),
+    }
+    document = measure("verify", settings=load_section(VerifySettings, overrides), inputs=inputs)
+    emit(document, lambda: [facts_table(document["parity"], title="parity")], as_json=as_json)
+
+
+@click.command(
+    name="eval",
+    epilog=examples(
+        "ammd eval student-q4_k_m.gguf --teacher teacher --heldout heldout.jsonl",
+        "ammd eval runs/quickstart/3f9a01c2/export/onnx-int4 --json",
+    ),
+)
+@click.argument("models", nargs=-1, required=True, type=_PATH)
+@click.option("--teacher", type=_PATH, help="Checkpoint to compare with.  [default: the run's]")
+@click.option("--heldout", type=_PATH, help="Held-out JSONL of a prepare stage.  [default: the run's]")
+@set_option
+@json_option
+@screen_options
+def evaluate(
+    models: tuple[Path, ...],
+    teacher: Path | None,
+    heldout: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Judge the answers of MODELS.
+
+    KL to the teacher, ROUGE-L against its text, repetition, on held-out prompts. `--set` takes the keys
+    of a recipe's [evaluate] section.
+    """
+    from ammd.runtime.settings import EvaluateSettings
+
+    from .alone import find_in_run, measure, named
+    from .recipe import load_section
+    from .table import facts_table
+
+    inputs = {
+        "models": named(models),
+        "teacher": str(teacher or find_in_run(models[0], "prepare/teacher", option="--teacher")),
+        "heldout": str(heldout or find_in_run(models[0], "prepare/heldout.jsonl", option="--heldout")),
+    }
+    document = measure("evaluate", settings=load_section(EvaluateSettings, overrides), inputs=inputs)
+    emit(document, lambda: [facts_table(document["quality"], title="quality")], as_json=as_json)
+
+
+@click.command(
+    epilog=examples(
+        "ammd bench student-q8_0.gguf student-q4_k_m.gguf",
+        "ammd bench runs/quickstart/3f9a01c2/export/onnx-int4 --set repetitions=10 --json",
+    )
+)
+@click.argument("files", nargs=-1, required=True, type=_PATH)
+@set_option
+@json_option
+@screen_options
+def bench(files: tuple[Path, ...], overrides: tuple[str, ...], as_json: bool) -> None:
+    """Measure speed and memory of FILES.
+
+    Load time, time to first token, prefill and decode speed, peak memory, each in a process of its own.
+    `--set` takes the keys of a recipe's [bench] section.
+    """
+    from ammd.runtime.settings import BenchSettings
+
+    from .alone import measure, named
+    from .recipe import load_section
+    from .table import facts_table
+
+    settings = load_section(BenchSettings, overrides)
+    document = measure("bench", settings=settings, inputs={"artifacts": named(files)})
+    emit(document, lambda: [facts_table(document["bench"], title="bench")], as_json=as_json)
+
+
+@click.command(
+    epilog=examples(
+        'ammd chat student-q8_0.gguf --prompt "What is a map for?"',
+        "ammd chat runs/quickstart/3f9a01c2/export/onnx-int4 --temperature 0.7",
+    )
+)
+@click.argument("artifact", type=_PATH)
+@click.option("--prompt", help="Answer this and end; without it, one turn a line of standard input.")
+@click.option("--system", help="System message that opens the conversation.")
+@click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="0 takes the likeliest token.",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Draw from the likeliest tokens that hold this much probability.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+@screen_options
+def chat(
+    artifact: Path,
+    prompt: str | None,
+    system: str | None,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    threads: int | None,
+) -> None:
+    """Talk to ARTIFACT, streaming.
+
+    ARTIFACT is a GGUF file, an ONNX folder or a checkpoint folder.
+    """
+    from ammd.runtime.chat import chat as talk
+    from ammd.runtime.generate import Sampling
+
+    talk(
+        artifact,
+        prompt=prompt,
+        turns=sys.stdin,
+        out=sys.stdout,
+        sampling=Sampling(max_new_tokens=max_tokens, temperature=temperature, top_p=top_p),
+        seed=seed,
+        system=system,
+        threads=threads,
+    )
+
+
+FILES = (export, verify, evaluate, bench, chat)

@@ -1,0 +1,106 @@
+"""What the commands share: options, where output goes, the examples that end each help text."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import RenderableType
+
+DEFAULT_RUNS = Path("runs")
+
+
+@dataclass(slots=True)
+class Screen:
+    """What the options say about output; filled by their callbacks, read where the program ends."""
+
+    debug: bool = False
+
+
+def screen_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--verbose`, `--quiet` and `--debug`."""
+
+    def set_level(_ctx: click.Context, parameter: click.Parameter, given: bool) -> None:
+        if not given:
+            if not logging.getLogger("ammd").handlers:
+                _log_to_stderr(logging.INFO)
+        elif parameter.name == "quiet":
+            os.environ["AMMD_PROGRESS"] = "off"  # the stages' processes inherit both variables
+            _log_to_stderr(logging.WARNING)
+        else:
+            os.environ["AMMD_VERBOSE"] = "1"
+            _log_to_stderr(logging.DEBUG)
+
+    def set_debug(ctx: click.Context, _parameter: click.Parameter, given: bool) -> None:
+        ctx.find_root().obj.debug = given
+
+    for flag, text, callback in (
+        ("--debug", "Show the traceback of an error.", set_debug),
+        ("--quiet", "No progress, warnings only.", set_level),
+        ("--verbose", "Show what the tools underneath say.", set_level),
+    ):
+        option = click.option(flag, is_flag=True, expose_value=False, callback=callback, help=text)
+        command = option(command)
+    return command
+
+
+def runs_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--runs-dir`."""
+    return click.option(
+        "--runs-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=DEFAULT_RUNS,
+        show_default=True,
+        help="Folder of all runs.",
+    )(command)
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
+
+
+def set_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--set`."""
+    return click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; may be repeated."
+    )(command)
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a help text."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def emit(document: dict[str, Any], tables: Callable[[], Iterable[RenderableType]], *, as_json: bool) -> None:
+    """Print the one JSON document, or tables, on standard output."""
+    if as_json:
+        import json
+
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    # Into a pipe or file there is no width to fit: rows stay whole.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    for table in tables():
+        console.print(table)
+
+
+def _log_to_stderr(level: int) -> None:
+    logger = logging.getLogger("ammd")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(level)

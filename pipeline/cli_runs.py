@@ -1,0 +1,161 @@
+"""Commands about whole runs: make one, make its student only, and look at finished ones."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .cli_options import emit, examples, json_option, runs_option, screen_options, set_option
+
+_RECIPE = click.argument("recipe", required=False, type=click.Path(path_type=Path))
+
+
+@click.command(epilog=examples("ammd run", "ammd run my.toml --set distill.seed=1 --json > run.json"))
+@_RECIPE
+@set_option
+@click.option("--dry-run", is_flag=True, help="Print the resolved recipe as TOML and stop.")
+@runs_option
+@json_option
+@screen_options
+def run(
+    recipe: Path | None, overrides: tuple[str, ...], dry_run: bool, runs_dir: Path, as_json: bool
+) -> None:
+    """Make everything RECIPE describes.
+
+    Student, files, proofs, numbers, report. RECIPE is a TOML file; without one the packaged quickstart
+    runs. What an earlier run has made from the same settings and inputs is kept, so running again
+    continues or ends at once.
+    """
+    _run(recipe, overrides, dry_run=dry_run, runs_dir=runs_dir, as_json=as_json, until="report")
+
+
+@click.command(epilog=examples("ammd distill", "ammd distill my.toml --dry-run"))
+@_RECIPE
+@set_option
+@click.option("--dry-run", is_flag=True, help="Print the resolved recipe as TOML and stop.")
+@runs_option
+@json_option
+@screen_options
+def distill(
+    recipe: Path | None, overrides: tuple[str, ...], dry_run: bool, runs_dir: Path, as_json: bool
+) -> None:
+    """Make the student of RECIPE and stop.
+
+    `ammd run` with the same recipe goes on from there.
+    """
+    _run(recipe, overrides, dry_run=dry_run, runs_dir=runs_dir, as_json=as_json, until="distill")
+
+
+@click.command(epilog=examples("ammd runs", "ammd runs --runs-dir /data/runs --json"))
+@runs_option
+@json_option
+def runs(runs_dir: Path, as_json: bool) -> None:
+    """List the runs that are on disk."""
+    from .runs import list_runs
+    from .table import runs_table
+
+    document = list_runs(runs_dir)
+    emit(document, lambda: [runs_table(document)], as_json=as_json)
+
+
+@click.command(epilog=examples("ammd report quickstart", "ammd report 3f9a01c2 --json"))
+@click.argument("run")
+@runs_option
+@json_option
+@screen_options
+def report(run: str, runs_dir: Path, as_json: bool) -> None:
+    """Write a finished RUN's report anew.
+
+    That is summary.json and report.html. RUN is a run's folder, NAME/ID, the beginning of an ID, or a
+    NAME that has one run.
+    """
+    from .report import rebuild_report
+    from .runs import find_run
+    from .table import run_tables
+
+    summary = rebuild_report(find_run(run, runs_dir=runs_dir))
+    emit(summary, lambda: run_tables(summary), as_json=as_json)
+    _say_where(summary)
+
+
+@click.command(
+    epilog=examples("ammd compare 3f9a 77c0", "ammd compare quickstart/3f9a01c2 runs/mine/77c0aa12 --json")
+)
+@click.argument("first")
+@click.argument("second")
+@runs_option
+@json_option
+def compare(first: str, second: str, runs_dir: Path, as_json: bool) -> None:
+    """Show two runs side by side.
+
+    Quality, size and speed of each model, the better number in bold. FIRST and SECOND are run folders,
+    NAME/ID, or the beginning of an ID.
+    """
+    from .runs import find_run, read_summary
+    from .table import compare_runs, compare_table
+
+    pair = [read_summary(find_run(text, runs_dir=runs_dir)) for text in (first, second)]
+    emit(compare_runs(*pair), lambda: [compare_table(*pair)], as_json=as_json)
+
+
+@click.command(epilog=examples("ammd doctor", "ammd doctor --json"))
+@runs_option
+@json_option
+def doctor(runs_dir: Path, as_json: bool) -> None:
+    """Say what is missing and what to install.
+
+    Exits with 0 if a quickstart can run, else with the code that it would end with.
+    """
+    from .doctor import examine
+    from .table import doctor_table
+
+    document = examine(runs_dir)
+    emit(document, lambda: [doctor_table(document)], as_json=as_json)
+    sys.exit(document["exit_code"])
+
+
+def _run(
+    recipe: Path | None,
+    overrides: tuple[str, ...],
+    *,
+    dry_run: bool,
+    runs_dir: Path,
+    as_json: bool,
+    until: str,
+) -> None:
+    from .recipe import load_recipe
+
+    resolved = load_recipe(recipe, overrides=overrides)
+    if dry_run:
+        from .toml_text import write_toml
+
+        document = resolved.model_dump(mode="json")
+        emit_toml_or_json(document, write_toml(document), as_json=as_json)
+        return
+    from .run import run_recipe
+    from .table import run_tables
+
+    summary = run_recipe(resolved, runs_dir=runs_dir, until=until)
+    emit(summary, lambda: run_tables(summary), as_json=as_json)
+    _say_where(summary)
+
+
+def emit_toml_or_json(document: dict[str, Any], toml: str, *, as_json: bool) -> None:
+    """Print a resolved recipe."""
+    if as_json:
+        emit({"schema": "ammd.recipe/1", **document}, list, as_json=True)
+    else:
+        click.echo(toml, nl=False)
+
+
+def _say_where(summary: dict[str, Any]) -> None:
+    report_path = Path(summary["path"], "report.html")
+    where = report_path if report_path.is_file() else summary["path"]
+    click.echo(f"{where}", err=True)
+
+
+PATH = (run, distill)
+LOOKING = (runs, report, compare, doctor)

@@ -1,0 +1,139 @@
+"""Recipe faults as a person wants them: all at once, each with its dotted path, value, line and a way out.
+
+pydantic reports where a value lies as a mixture of field names, list positions and union tags; this module
+walks the settings models along it, so that the path is the one a user wrote and a misspelt key is answered
+with the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from .toml_text import find_line
+
+_LONGEST_VALUE = 160  # characters of a value that are shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that is wrong with a recipe."""
+
+    path: tuple[str, ...]
+    text: str
+    value: Any = None  # None: there is none, the key is missing
+    where: str = ""  # "line 12" or "--set"
+
+
+def faults_of(error: ValidationError, model: type[BaseModel]) -> list[Fault]:
+    """Return what pydantic found wrong with a document that should be a `model`."""
+    faults = []
+    for detail in error.errors(include_url=False, include_context=False):
+        path, tables = _follow(model, detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            text = "unknown key" + _nearest(path, tables, model)
+            faults.append(Fault(path=path, value=detail["input"], text=text))
+        elif detail["type"] == "missing":
+            faults.append(Fault(path=path, text="is missing"))
+        else:
+            message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            faults.append(Fault(path=path, value=detail["input"], text=message[:1].lower() + message[1:]))
+    return faults
+
+
+def find_fault_lines(
+    faults: Sequence[Fault], *, text: str, changed: frozenset[tuple[str, ...]]
+) -> list[Fault]:
+    """Add to each fault the line of the recipe's `text`, or `--set` for a path in `changed`."""
+    placed = []
+    for fault in faults:
+        by_option = any(fault.path[: len(path)] == path for path in changed)
+        line = None if by_option else find_line(text, fault.path)
+        where = "--set" if by_option else f"line {line}" if line else ""
+        placed.append(replace(fault, where=where))
+    return placed
+
+
+def describe_faults(faults: Sequence[Fault], *, label: str) -> str:
+    """Return one line for one fault, or a heading and a line for each."""
+    lines = [_describe(fault) for fault in faults]
+    if len(lines) == 1:
+        return f"{lines[0]} in `{label}`"
+    return "\n  ".join([f"{len(lines)} faults in `{label}`", *lines])
+
+
+def _describe(fault: Fault) -> str:
+    name = f"`{'.'.join(fault.path)}`"
+    place = f" ({fault.where})" if fault.where else ""
+    if fault.value is None:
+        return f"{name} {fault.text}{place}"
+    value = json.dumps(fault.value, ensure_ascii=False, default=str)
+    if len(value) > _LONGEST_VALUE:
+        value = value[:_LONGEST_VALUE] + "…"
+    return f"{name} = `{value}`: {fault.text}{place}"
+
+
+def _follow(model: type[BaseModel], location: Sequence[int | str]) -> tuple[tuple[str, ...], list[Any]]:
+    """Return the dotted path of a pydantic location and the models of the table it ends in."""
+    path: list[str] = []
+    here: Any = model
+    tables: list[type[BaseModel]] = [model]
+    for step in location:
+        if isinstance(step, int):
+            path[-1] += f"[{step}]"
+            continue
+        tables = list(_models(here)) or tables
+        field = next((table.model_fields[step] for table in tables if step in table.model_fields), None)
+        chosen = [table for table in tables if step in _tags(table)]
+        if field is None and chosen:
+            here = chosen[0]
+            tables = chosen
+            continue
+        path.append(step)
+        here = field.annotation if field is not None else None
+    return tuple(path), tables
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) is not None:
+        for part in get_args(annotation):
+            yield from _models(part)
+
+
+def _tags(model: type[BaseModel]) -> Iterator[str]:
+    """Yield the names by which pydantic tells a member of a union: its class and its literal fields."""
+    yield model.__name__
+    for field in model.model_fields.values():
+        if get_origin(field.annotation) is Literal:
+            yield from (tag for tag in get_args(field.annotation) if isinstance(tag, str))
+
+
+def _nearest(path: tuple[str, ...], tables: Sequence[type[BaseModel]], root: type[BaseModel]) -> str:
+    """Return advice for an unknown key: near in its own table, else of the same name elsewhere."""
+    *section, key = path
+    siblings = [name for table in tables for name in table.model_fields]
+    if close := difflib.get_close_matches(key, siblings, n=1, cutoff=0.5):
+        return f", the nearest valid one is `{'.'.join([*section, close[0]])}`"
+    everywhere = list(_all_keys(root, ""))
+    if close := difflib.get_close_matches(key, {_last(dotted) for dotted in everywhere}, n=1, cutoff=0.7):
+        same = [f"`{dotted}`" for dotted in everywhere if _last(dotted) == close[0]]
+        return f", the nearest valid one is {' or '.join(same)}"
+    return f", valid here: {', '.join(siblings)}"
+
+
+def _last(dotted: str) -> str:
+    return dotted.rsplit(".", 1)[-1]
+
+
+def _all_keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for below in _models(field.annotation):
+            yield from _all_keys(below, f"{prefix}{name}.")

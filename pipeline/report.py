@@ -1,0 +1,136 @@
+"""report.html and summary.json: a finished run for a reader and for a program.
+
+The page is one file without scripts or outside requests. All text from models and recipes is escaped by the
+template; only the drawings made here go in as markup.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ammd.artifact import write_json
+from ammd.errors import ArtifactError
+
+from .cache import Done
+from .columns import show, used_columns, value_of
+from .open_run import RECIPE_NAME, REPORT_NAME, SUMMARY_NAME
+from .plots import draw_curves, draw_trade
+from .recipe import Recipe
+from .summary import build_summary
+from .table import model_rows
+
+log = logging.getLogger("ammd.pipeline")
+_SHOWN_ANSWERS = 12
+
+
+def publish_report(recipe: Recipe, folder: Path, done: Mapping[str, Done]) -> dict[str, Any]:
+    """Write summary and report of a run whose stages are all done; keep them if nothing was made anew.
+
+    Returns:
+        The summary.
+    """
+    summary = build_summary(recipe, folder, done)
+    there = (folder / SUMMARY_NAME).is_file() and (folder / REPORT_NAME).is_file()
+    if not there or not all(item.cached for item in done.values()):
+        _write(summary, folder, done)
+    return summary
+
+
+def rebuild_report(folder: Path) -> dict[str, Any]:
+    """Write summary and report of a finished run anew from its stages and return the summary.
+
+    Raises:
+        ArtifactError: A stage is missing or altered.
+    """
+    from .runs import read_run
+    from .stages import STAGES
+
+    recipe, done = read_run(folder)
+    if missing := [name for name in STAGES if name not in done]:
+        raise ArtifactError(
+            f"run `{folder}` is not finished: it lacks {', '.join(missing)}",
+            hint=f"`ammd run {folder / RECIPE_NAME}` finishes it",
+            path=str(folder),
+        )
+    summary = build_summary(recipe, folder, done)
+    _write(summary, folder, done)
+    return summary
+
+
+def render_report(
+    summary: Mapping[str, Any],
+    *,
+    curves: list[dict[str, Any]],
+    answers: list[dict[str, Any]],
+    recipe_text: str,
+) -> str:
+    """Return the page.
+
+    Args:
+        summary: The run's document.
+        curves: One row for each logged training step.
+        answers: `prompt` and `answers` by model name, one for each held-out prompt.
+        recipe_text: The resolved recipe as TOML.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    source = files("ammd.pipeline").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    rows = model_rows(summary)
+    columns = used_columns(rows)
+    trade = draw_trade(rows)
+    plots = [*([trade] if trade else []), *draw_curves(curves)]
+    return environment.from_string(source).render(
+        summary=summary,
+        columns=columns,
+        table=[(row["name"], [show(value_of(row, column), column) for column in columns]) for row in rows],
+        plots=[(plot.title, plot.caption, Markup(plot.svg)) for plot in plots],
+        parity=_facts(summary["artifacts"], "parity"),
+        answers=answers[:_SHOWN_ANSWERS],
+        recipe_text=recipe_text,
+    )
+
+
+def _write(summary: dict[str, Any], folder: Path, done: Mapping[str, Done]) -> None:
+    page = render_report(
+        summary,
+        curves=_read_lines(done["distill"].folder / "curves.jsonl"),
+        answers=_read_lines(done["evaluate"].folder / "answers.jsonl"),
+        recipe_text=(folder / RECIPE_NAME).read_text(encoding="utf-8"),
+    )
+    temporary = folder / f"{REPORT_NAME}.tmp"
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(folder / REPORT_NAME)
+    write_json(folder / SUMMARY_NAME, summary)
+    log.info("report: `%s`", folder / REPORT_NAME)
+
+
+def _facts(rows: list[dict[str, Any]], section: str) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Return the plain facts of `section` as headings and one line for each row that has any."""
+    having = [(row["name"], row[section]) for row in rows if row.get(section)]
+    keys = list(
+        dict.fromkeys(
+            key for _, facts in having for key, value in facts.items() if not isinstance(value, dict | list)
+        )
+    )
+    return keys, [(name, [_plain(facts.get(key)) for key in keys]) for name, facts in having]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "–" if value is None else str(value)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

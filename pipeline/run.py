@@ -1,0 +1,71 @@
+"""The whole path, recipe to report, in one function.
+
+    recipe ─► prepare ─► distill ─► export ─► verify ─► evaluate ─► bench ─► report
+
+Each statement of `run_recipe` is one stage: what it is called, its settings, what it reads. What is the same
+for all stages (is it there already, is there room, a fresh process, hashes, publishing) is `OpenRun.stage`.
+Files are the contract between stages; nothing else passes from one to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .cache import Done, NamedPart
+from .open_run import open_run
+from .recipe import Recipe
+from .report import publish_report
+from .stages import STAGES, Stage
+from .summary import build_summary
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    runs_dir: Path,
+    until: str = "report",
+    stages: Mapping[str, Stage] = STAGES,
+) -> dict[str, Any]:
+    """Make every stage of `recipe` that is not there yet and return the run's summary.
+
+    Args:
+        recipe: Resolved and checked.
+        runs_dir: Folder of all runs; this one lies in `<name>/<run id>`.
+        until: `distill` stops when the student is there, `report` goes all the way.
+        stages: Where each stage's code is.
+
+    Raises:
+        AmmdError: What a stage could not do; the stages before it are kept.
+    """
+    with open_run(recipe, runs_dir=runs_dir, stages=stages) as run:
+        prepared = run.stage("prepare", recipe.prepare)
+        distilled = run.stage("distill", recipe.distill, prepared=prepared.whole)
+        if until == "distill":
+            return build_summary(recipe, run.folder, run.done)
+
+        teacher, student = prepared.part("teacher"), distilled.part("student")
+        heldout = prepared.part("heldout.jsonl")
+        exported = run.stage("export", recipe.export, checkpoint=student)
+        files = exported_files(exported)
+        run.stage("verify", recipe.verify, checkpoint=student, heldout=heldout, artifacts=files)
+
+        checkpoints = (
+            NamedPart(name="teacher", part=teacher),
+            NamedPart(name="student-pruned", part=prepared.part("student")),
+            NamedPart(name="student-warm", part=distilled.part("warm")),
+            NamedPart(name="student", part=student),
+        )
+        every_model = checkpoints + files
+        run.stage("evaluate", recipe.evaluate, teacher=teacher, heldout=heldout, models=every_model)
+        # The pruned and the warm student have the final one's shape, so its speed and memory are theirs.
+        run.stage("bench", recipe.bench, artifacts=(checkpoints[0], checkpoints[3], *files))
+
+        return publish_report(recipe, run.folder, run.done)
+
+
+def exported_files(exported: Done) -> tuple[NamedPart, ...]:
+    """Return what the export stage wrote, in its order."""
+    rows = exported.manifest.results["artifacts"]
+    return tuple(NamedPart(name=row["name"], part=exported.part(row["path"])) for row in rows)

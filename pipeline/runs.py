@@ -1,0 +1,101 @@
+"""Runs on disk: find one by what a user types, list them, read a finished one back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ammd.artifact import MANIFEST_NAME, load_manifest
+from ammd.errors import ArtifactError
+
+from .cache import Done
+from .open_run import RECIPE_NAME, SUMMARY_NAME
+from .recipe import Recipe, load_recipe
+from .stages import STAGES
+
+LIST_SCHEMA = "ammd.runs/1"
+
+
+def find_run(text: str, *, runs_dir: Path) -> Path:
+    """Return the folder of the run that `text` names: a folder, `name/id`, an id's beginning, or a name.
+
+    Raises:
+        ArtifactError: There is none, or more than one.
+    """
+    for candidate in (Path(text), runs_dir / text):
+        if (candidate / RECIPE_NAME).is_file():
+            return candidate
+    matches = [
+        folder for folder in _folders(runs_dir) if folder.name.startswith(text) or folder.parent.name == text
+    ]
+    if len(matches) == 1:
+        return matches[0]
+    known = ", ".join(f"{folder.parent.name}/{folder.name}" for folder in matches or _folders(runs_dir))
+    raise ArtifactError(
+        f"{'several runs answer to' if matches else 'there is no run'} `{text}` in `{runs_dir}`",
+        hint=f"there are: {known}" if known else "`ammd run` makes the first one",
+        path=str(runs_dir),
+    )
+
+
+def read_run(folder: Path) -> tuple[Recipe, dict[str, Done]]:
+    """Return the recipe and the finished stages of a run, every file verified.
+
+    Raises:
+        ArtifactError: A stage's files are not what its manifest says.
+        RecipeError: The recipe in the folder is of another version.
+    """
+    done = {
+        name: Done(folder=folder / name, manifest=load_manifest(folder / name), cached=True)
+        for name in STAGES
+        if (folder / name / MANIFEST_NAME).is_file()
+    }
+    return load_recipe(folder / RECIPE_NAME, check_files=False), done
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return a finished run's summary document.
+
+    Raises:
+        ArtifactError: The run has not come to its end, or the document is damaged.
+    """
+    path = folder / SUMMARY_NAME
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise ArtifactError(
+            f"run `{folder}` is not finished: it has no {SUMMARY_NAME}",
+            hint=f"`ammd run {folder / RECIPE_NAME}` finishes it",
+            path=str(path),
+        ) from exc
+    except ValueError as exc:
+        raise ArtifactError(
+            f"`{path}` is not JSON", hint="`ammd report RUN` writes it anew", path=str(path)
+        ) from exc
+    if not isinstance(document, dict):
+        raise ArtifactError(f"`{path}` is not a summary", hint="`ammd report RUN` writes it anew")
+    return document
+
+
+def list_runs(runs_dir: Path) -> dict[str, Any]:
+    """Return a document with one row for each run below `runs_dir`, newest first."""
+    folders = sorted(_folders(runs_dir), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    return {"schema": LIST_SCHEMA, "path": str(runs_dir.resolve()), "runs": [_row(f) for f in folders]}
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    finished = [name for name in STAGES if (folder / name / MANIFEST_NAME).is_file()]
+    return {
+        "run": f"{folder.parent.name}/{folder.name}",
+        "path": str(folder.resolve()),
+        "modified": int(folder.stat().st_mtime),
+        "stages": finished,
+        "finished": (folder / SUMMARY_NAME).is_file(),
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+    }
+
+
+def _folders(runs_dir: Path) -> Iterator[Path]:
+    yield from (path.parent for path in sorted(runs_dir.glob(f"*/*/{RECIPE_NAME}")))

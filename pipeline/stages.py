@@ -1,0 +1,94 @@
+"""The stages as data: where each one's code is, when its results go stale, and who acts when it breaks.
+
+The parent process never imports a stage (that would load torch); it names the module and a fresh child
+imports it. `code_version` is raised by hand whenever a stage would write other bytes from the same input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage: `module.run(inputs, settings, folder) -> results`, inputs of the class `inputs` there."""
+
+    name: str
+    module: str
+    inputs: str
+    code_version: int
+    libraries: tuple[str, ...]  # distributions whose version changes the stage's output
+    error: str  # class in ammd.errors for a failure that the stage did not name itself
+    disk_bytes_per_parameter: float  # written, for each parameter of the teacher
+    memory_bytes_per_parameter: float  # held at the peak, for each parameter of the teacher
+
+
+# Bytes per parameter: weights are written in 4 bytes at most (float32), a student never has more parameters
+# than its teacher. prepare writes teacher and student; distill writes two students and, while training, holds
+# weights, gradient and two Adam moments in float32 beside the teacher; export writes f16, q8_0, q4_k_m and
+# int4 with unquantized embeddings and converts through a float32 copy.
+_TABLE = (
+    Stage(
+        name="prepare",
+        module="ammd.distill.prepare",
+        inputs="PrepareInputs",
+        code_version=1,
+        libraries=("torch", "transformers"),
+        error="DistillError",
+        disk_bytes_per_parameter=8,
+        memory_bytes_per_parameter=10,
+    ),
+    Stage(
+        name="distill",
+        module="ammd.distill.stage",
+        inputs="DistillInputs",
+        code_version=1,
+        libraries=("torch", "transformers", "accelerate"),
+        error="DistillError",
+        disk_bytes_per_parameter=8,
+        memory_bytes_per_parameter=22,
+    ),
+    Stage(
+        name="export",
+        module="ammd.export.stage",
+        inputs="ExportInputs",
+        code_version=1,
+        libraries=("llama-cpp-python", "onnxruntime-genai", "transformers"),
+        error="ExportError",
+        disk_bytes_per_parameter=5,
+        memory_bytes_per_parameter=10,
+    ),
+    Stage(
+        name="verify",
+        module="ammd.runtime.verify",
+        inputs="VerifyInputs",
+        code_version=1,
+        libraries=("torch", "transformers", "llama-cpp-python", "onnxruntime-genai"),
+        error="EngineError",
+        disk_bytes_per_parameter=0,
+        memory_bytes_per_parameter=8,
+    ),
+    Stage(
+        name="evaluate",
+        module="ammd.runtime.evaluate",
+        inputs="EvaluateInputs",
+        code_version=1,
+        libraries=("torch", "transformers", "llama-cpp-python", "onnxruntime-genai"),
+        error="EngineError",
+        disk_bytes_per_parameter=0,
+        memory_bytes_per_parameter=10,
+    ),
+    Stage(
+        name="bench",
+        module="ammd.runtime.bench",
+        inputs="BenchInputs",
+        code_version=1,
+        libraries=("torch", "transformers", "llama-cpp-python", "onnxruntime-genai"),
+        error="EngineError",
+        disk_bytes_per_parameter=0,
+        memory_bytes_per_parameter=6,
+    ),
+)
+
+STAGES: Mapping[str, Stage] = {stage.name: stage for stage in _TABLE}

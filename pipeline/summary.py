@@ -1,0 +1,84 @@
+"""The run as one JSON document: what `--json` prints, `summary.json` keeps, and tables and report read.
+
+It is put together from the manifests and the stages' own result files, so a finished run can be summarised
+again at any time. docs/fields.md defines every number in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ammd.machine import describe_machine
+
+from .cache import Done
+from .recipe import Recipe
+
+SCHEMA = "ammd.run/1"
+# Model name -> where its checkpoint lies in the run.
+CHECKPOINTS = {
+    "teacher": ("prepare", "teacher"),
+    "student-pruned": ("prepare", "student"),
+    "student-warm": ("distill", "warm"),
+    "student": ("distill", "student"),
+}
+
+
+def build_summary(recipe: Recipe, folder: Path, done: Mapping[str, Done]) -> dict[str, Any]:
+    """Return the document of a run in which the stages in `done` are finished."""
+    last = list(done.values())[-1].manifest if done else None
+    return {
+        "schema": SCHEMA,
+        "run": f"{recipe.name}/{folder.name}",
+        "path": str(folder.resolve()),
+        "seconds": round(sum(item.manifest.seconds for item in done.values()), 3),
+        "peak_rss_bytes": max((item.manifest.peak_rss_bytes for item in done.values()), default=0),
+        "stages": [_stage_row(name, item) for name, item in done.items()],
+        "models": [_model_row(name, done) for name, (stage, _) in CHECKPOINTS.items() if stage in done],
+        "artifacts": [_artifact_row(row, done) for row in _results(done, "export").get("artifacts", [])],
+        "machine": describe_machine(),
+        "versions": dict(last.versions) if last else {},
+        "recipe": recipe.model_dump(mode="json"),
+    }
+
+
+def _stage_row(name: str, done: Done) -> dict[str, Any]:
+    return {
+        "stage": name,
+        "seconds": done.manifest.seconds,
+        "peak_rss_bytes": done.manifest.peak_rss_bytes,
+        "cached": done.cached,
+    }
+
+
+def _model_row(name: str, done: Mapping[str, Done]) -> dict[str, Any]:
+    stage, part = CHECKPOINTS[name]
+    prefix = f"{part}/"
+    weights = (
+        record.bytes
+        for record in done[stage].manifest.files
+        if record.path.startswith(prefix) and record.path.endswith(".safetensors")
+    )
+    return {
+        "name": name,
+        "path": str((done[stage].folder / part).resolve()),
+        "bytes": sum(weights),
+        "quality": _results(done, "evaluate").get("quality", {}).get(name),
+        "bench": _results(done, "bench").get("bench", {}).get(name),
+    }
+
+
+def _artifact_row(row: Mapping[str, Any], done: Mapping[str, Done]) -> dict[str, Any]:
+    name = row["name"]
+    return {
+        **row,
+        "path": str((done["export"].folder / row["path"]).resolve()),
+        "parity": _results(done, "verify").get("parity", {}).get(name),
+        "quality": _results(done, "evaluate").get("quality", {}).get(name),
+        "bench": _results(done, "bench").get("bench", {}).get(name),
+    }
+
+
+def _results(done: Mapping[str, Done], stage: str) -> Mapping[str, Any]:
+    return done[stage].manifest.results if stage in done else {}

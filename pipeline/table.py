@@ -1,0 +1,163 @@
+"""Tables on the screen: models of a run, its stages, two runs side by side, and the list of runs."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .columns import Better, Column, show, used_columns, value_of
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+COMPARE_SCHEMA = "ammd.compare/1"
+
+
+def model_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return checkpoints, then exported files: the rows of every table of models."""
+    return [*summary["models"], *summary["artifacts"]]
+
+
+def run_tables(summary: Mapping[str, Any]) -> list[RenderableType]:
+    """Return the tables that end `ammd run`."""
+    tables: list[RenderableType] = []
+    if rows := model_rows(summary):
+        tables.append(models_table(rows, title=f"{summary['run']}: models and files"))
+    tables.append(stages_table(summary))
+    return tables
+
+
+def models_table(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
+    """Return one line for each model, one column for each number that any of them has."""
+    columns = used_columns(rows)
+    table = _table(title, "model", [_heading(column) for column in columns])
+    for row in rows:
+        table.add_row(row["name"], *(show(value_of(row, column), column) for column in columns))
+    return table
+
+
+def stages_table(summary: Mapping[str, Any]) -> Table:
+    """Return what each stage cost, and which were there already."""
+    table = _table("stages", "stage", ["seconds", "peak RSS\nMiB", ""])
+    for row in summary["stages"]:
+        cached = "there already" if row["cached"] else ""
+        table.add_row(row["stage"], f"{row['seconds']:.1f}", f"{row['peak_rss_bytes'] / 2**20:,.0f}", cached)
+    if summary["stages"]:
+        table.add_section()
+        table.add_row("all", f"{summary['seconds']:.1f}", f"{summary['peak_rss_bytes'] / 2**20:,.0f}", "")
+    return table
+
+
+def compare_runs(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document with each number of each model that either run has: first, second, ratio."""
+    rows = []
+    by_name = [{row["name"]: row for row in model_rows(summary)} for summary in (first, second)]
+    names = list(dict.fromkeys([*by_name[0], *by_name[1]]))
+    for name in names:
+        pair = [side.get(name, {}) for side in by_name]
+        for column in used_columns(pair):
+            old, new = (value_of(row, column) for row in pair)
+            rows.append(
+                {
+                    "model": name,
+                    "metric": column.key,
+                    "first": old,
+                    "second": new,
+                    "ratio": new / old if old and new is not None else None,
+                    "better": column.better.value,
+                }
+            )
+    return {"schema": COMPARE_SCHEMA, "first": first["run"], "second": second["run"], "rows": rows}
+
+
+def compare_table(first: Mapping[str, Any], second: Mapping[str, Any]) -> Table:
+    """Return both runs' numbers for each model, `first → second`, the better one of the two marked."""
+    columns = used_columns([*model_rows(first), *model_rows(second)])
+    title = f"{first['run']} → {second['run']}"
+    table = _table(title, "model", [_heading(column) for column in columns])
+    by_name = [{row["name"]: row for row in model_rows(summary)} for summary in (first, second)]
+    for name in dict.fromkeys([*by_name[0], *by_name[1]]):
+        pair = [side.get(name, {}) for side in by_name]
+        table.add_row(name, *(_change(pair, column) for column in columns))
+    return table
+
+
+def runs_table(document: Mapping[str, Any]) -> Table:
+    """Return one line for each run."""
+    table = _table(f"runs in {document['path']}", "run", ["made", "stages", "MiB", ""])
+    for row in document["runs"]:
+        made = datetime.datetime.fromtimestamp(row["modified"]).strftime("%Y-%m-%d %H:%M")
+        state = "" if row["finished"] else "not finished"
+        table.add_row(row["run"], made, str(len(row["stages"])), f"{row['bytes'] / 2**20:,.0f}", state)
+    return table
+
+
+def doctor_table(document: Mapping[str, Any]) -> Table:
+    """Return one line for each finding; what is missing stands out."""
+    table = _table("doctor", "what", ["state", "found", "advice"])
+    for column in table.columns[1:]:
+        column.justify = "left"
+    styles = {"ok": "green", "note": "yellow", "missing": "bold red"}
+    for row in document["findings"]:
+        state = f"[{styles[row['state']]}]{row['state']}[/]"
+        table.add_row(row["name"], state, escape(row["found"]), escape(row["advice"]))
+    return table
+
+
+def files_table(document: Mapping[str, Any]) -> Table:
+    """Return what an export wrote."""
+    table = _table(f"written to {document['path']}", "file", ["MiB", "bits per weight"])
+    for row in document["artifacts"]:
+        table.add_row(row["name"], f"{row['bytes'] / 2**20:,.1f}", f"{row['bits_per_weight']:.2f}")
+    return table
+
+
+def facts_table(results: Mapping[str, Mapping[str, Any]], *, title: str) -> Table:
+    """Return every plain number and word of some models' results, one line each."""
+    table = _table(title, "model", ["what", "value"])
+    table.columns[1].justify = "left"
+    for name, facts in results.items():
+        label = name
+        for key, value in facts.items():
+            if not isinstance(value, dict | list):
+                table.add_row(escape(label), key, _plain(value))
+                label = ""
+    return table
+
+
+def _plain(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else escape(str(value))
+
+
+def _change(pair: Sequence[Mapping[str, Any]], column: Column) -> str:
+    old, new = (value_of(row, column) for row in pair)
+    texts = [show(old, column), show(new, column)]
+    if old is not None and new is not None and texts[0] != texts[1]:
+        first_wins = (old < new) == (column.better is Better.LOWER)
+        winner = 0 if first_wins else 1
+        texts[winner] = f"[bold]{texts[winner]}[/bold]"
+    return " → ".join(texts)
+
+
+def _heading(column: Column) -> str:
+    return f"{column.title}\n{column.unit}" if column.unit else column.title
+
+
+def escape(text: str) -> str:
+    """Return `text` so that rich shows its square brackets instead of obeying them."""
+    from rich.markup import escape as escape_markup
+
+    return escape_markup(text)
+
+
+def _table(title: str, first: str, headings: Sequence[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", vertical="bottom")
+    return table

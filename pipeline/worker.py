@@ -1,0 +1,82 @@
+"""The child's side of a stage: read a job, import the stage, run it, leave an answer.
+
+    python -P -m ammd.pipeline.worker JOB
+
+A stage gets a process of its own so that its peak memory is its own, so that nothing it leaves loaded slows
+the next one, and so that a crash in native code is a message instead of the end of `ammd`. Errors travel as
+JSON (class, message, hint, facts), so the parent raises what the stage raised. The job's standard input is a
+pipe held by the parent: when it closes the parent is gone, and the child ends with everything it started.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+from ammd.artifact import write_json
+from ammd.errors import AmmdError
+
+
+def main(job_path: Path) -> None:
+    """Run the job at `job_path` and write its answer beside it, whatever happens."""
+    _end_with_parent()
+    job = json.loads(job_path.read_text(encoding="utf-8"))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("ammd").setLevel(job["log_level"])  # other libraries stay at warnings
+    try:
+        answer = {"results": _run(job)}
+    except AmmdError as exc:
+        answer = {"error": _describe(exc, kind=type(exc).__name__, hint=exc.hint, facts=exc.facts)}
+    except Exception as exc:  # noqa: BLE001 - the border of the process: the parent names what is lost here
+        answer = {"error": _describe(exc, kind="", hint="", facts={})}
+    write_json(Path(job["answer"]), answer)
+
+
+def _run(job: dict[str, Any]) -> Any:
+    from pydantic import TypeAdapter
+
+    module = importlib.import_module(job["module"])
+    settings_module, settings_name = job["settings_type"].split(":")
+    settings_type = getattr(importlib.import_module(settings_module), settings_name)
+    inputs = TypeAdapter(getattr(module, job["inputs_type"])).validate_python(job["inputs"])
+    return module.run(inputs, settings_type.model_validate(job["settings"]), Path(job["folder"]))
+
+
+def _describe(exc: BaseException, *, kind: str, hint: str, facts: dict[str, object]) -> dict[str, Any]:
+    text = str(exc) if kind else "".join(traceback.format_exception_only(exc)).strip()
+    return {
+        "kind": kind,
+        "message": "out of memory" if isinstance(exc, MemoryError) else text,
+        "hint": hint,
+        "facts": facts,
+        "traceback": "".join(traceback.format_exception(exc)),
+    }
+
+
+def _end_with_parent() -> None:
+    """Kill this process group once the parent's end of standard input closes."""
+    parent = os.dup(0)
+    # What the stage starts must not sit on the pipe: it would wait for input, or keep the pipe open.
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+
+    def watch() -> None:
+        os.read(parent, 1)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)  # started by hand, in somebody else's group
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

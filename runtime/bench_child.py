@@ -1,0 +1,130 @@
+"""One measurement: load a model, read a prompt and decode after it, several times. Runs in a child.
+
+The clock is an argument, so that the arithmetic is tested without waiting. What is timed:
+
+- `load_s`: opening the engine, its library's import included
+- `ttft_s`: from the prompt as text to the first token's id: tokenize, prefill, choose
+- `prefill_s`: the prefill in it, logits of the last position included
+- `token_s`: each decoded token from the id before it to its own id: decode and choose the likeliest
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ammd.machine import peak_rss_bytes
+
+from .engine import Engine, open_engine
+
+# Plain prose of this project's own: real tokens, the same for every engine with the same tokenizer.
+PARAGRAPH = (
+    "Water that falls as rain on the hills runs down in small streams, which meet and grow into a river. "
+    "On its way the river carries sand and stones, and it drops them where it becomes slow and wide. "
+    "People have built towns on these flat places for thousands of years, because the soil is rich and "
+    "boats can land there. In spring, when the snow melts, the river may rise by several metres in one "
+    "week, so the old houses stand a little higher than the fields around them. "
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """One timed pass over prompt and response."""
+
+    ttft_s: float
+    prefill_s: float
+    token_s: tuple[float, ...]  # one a decoded token
+
+
+def measure(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure one model at one thread count. Runs in a child.
+
+    Args:
+        request: `path`, `threads`, `prompt_tokens`, `decode_tokens`, `repetitions`, `warmup`.
+
+    Raises:
+        EngineError: The model cannot be loaded or run.
+    """
+    clock = time.perf_counter
+    idle = _status_bytes("VmRSS")
+    started = clock()
+    with open_engine(
+        Path(request["path"]),
+        threads=request["threads"],
+        context_tokens=request["prompt_tokens"] + request["decode_tokens"],
+    ) as engine:
+        load_s = clock() - started
+        text = prompt_text(engine, tokens=request["prompt_tokens"])
+        passes = [
+            time_pass(
+                engine,
+                text,
+                prompt_tokens=request["prompt_tokens"],
+                decode_tokens=request["decode_tokens"],
+                clock=clock,
+            )
+            for _ in range(request["warmup"] + request["repetitions"])
+        ][request["warmup"] :]
+        return {
+            "engine": engine.name,
+            "settings": dict(engine.settings),
+            "load_s": load_s,
+            "ttft_s": [one.ttft_s for one in passes],
+            "prefill_s": [one.prefill_s for one in passes],
+            "token_s": [list(one.token_s) for one in passes],
+            "idle_rss_bytes": idle,
+            **_peak(),
+        }
+
+
+def prompt_text(engine: Engine, *, tokens: int) -> str:
+    """Return real text that has at least `tokens` tokens."""
+    count = len(engine.tokenize(PARAGRAPH))
+    return PARAGRAPH * (tokens // count + 1)
+
+
+def time_pass(
+    engine: Engine, text: str, *, prompt_tokens: int, decode_tokens: int, clock: Callable[[], float]
+) -> Pass:
+    """Time one prompt and `decode_tokens` tokens after it; an end token does not stop the clock."""
+    started = clock()
+    token_ids = engine.tokenize(text)[:prompt_tokens]
+    tokenized = clock()
+    logits = engine.prefill(token_ids)
+    prefilled = clock()
+    token = int(logits.argmax())
+    now = clock()
+    ttft_s = now - started
+    token_s = []
+    for _ in range(decode_tokens):
+        token = int(engine.decode(token).argmax())
+        before, now = now, clock()
+        token_s.append(now - before)
+    return Pass(ttft_s=ttft_s, prefill_s=prefilled - tokenized, token_s=tuple(token_s))
+
+
+def _peak() -> dict[str, int | None]:
+    """Return the peak of resident memory and the anonymous part of what is resident now.
+
+    Not `getrusage`: Linux hands its maximum on from the parent, here perhaps a process that has loaded torch.
+    """
+    return {
+        "peak_rss_bytes": _status_bytes("VmHWM") or peak_rss_bytes(),
+        "rss_anon_bytes": _status_bytes("RssAnon"),
+    }
+
+
+def _status_bytes(field: str) -> int | None:
+    """Return a memory field of this process from Linux's status file; None elsewhere."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    return None

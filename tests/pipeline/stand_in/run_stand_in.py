@@ -1,0 +1,16 @@
+"""The real command line on stand-in stages: for tests that kill it, interrupt it or read what it prints."""
+
+import dataclasses
+
+import ammd.pipeline.run
+from ammd.pipeline.cli import main
+from ammd.pipeline.stages import STAGES
+
+stand_ins = {
+    name: dataclasses.replace(stage, module="stand_in_stages", inputs="Inputs") for name, stage in STAGES.items()
+}
+# The default of `run_recipe` is bound when it is defined.
+ammd.pipeline.run.run_recipe.__kwdefaults__["stages"] = stand_ins
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Stages that take milliseconds: they write the files of the real ones with made-up contents.
+
+Used where a test is about the pipeline, not about models. Imported by the stages' child processes through
+PYTHONPATH. `STAND_IN_LOG` names a file that gets a line for each stage that really ran; `STAND_IN_FAULT`,
+as `export:kill`, makes one stage misbehave.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ammd.errors import ParityError
+
+Inputs = dict[str, Any]
+NAMES = {
+    "PrepareSettings": "prepare",
+    "DistillSettings": "distill",
+    "ExportSettings": "export",
+    "VerifySettings": "verify",
+    "EvaluateSettings": "evaluate",
+    "BenchSettings": "bench",
+}
+
+
+def run(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
+    name = NAMES[type(settings).__name__]
+    with Path(os.environ["STAND_IN_LOG"]).open("a", encoding="utf-8") as log:
+        log.write(f"{name}\n")
+    stage, _, fault = os.environ.get("STAND_IN_FAULT", "").partition(":")
+    results = globals()[f"_{name}"](inputs, settings, folder)
+    if stage == name:
+        _misbehave(fault, folder)
+    return results
+
+
+def _misbehave(fault: str, folder: Path) -> None:
+    (folder / "half").write_text("written before the fault", encoding="utf-8")
+    if fault == "raise":
+        raise ParityError("`x` differs", hint="look at it", path="x", expected=1)
+    if fault == "unexpected":
+        raise ZeroDivisionError("by nought")
+    if fault == "memory":
+        raise MemoryError
+    if fault == "exit":
+        os._exit(9)
+    if fault == "print":
+        print("chatter on standard output")
+        return
+    if fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "sleep":  # until somebody ends it; the file says that it may be ended now
+        grandchild = os.fork()
+        who = "child" if grandchild else "grandchild"
+        Path(os.environ["STAND_IN_LOG"]).with_name(f"{who}.pid").write_text(str(os.getpid()), encoding="utf-8")
+        time.sleep(600)
+        sys.exit(1)
+
+
+def _checkpoint(folder: Path, *, weights: int) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    header = json.dumps({"w": {"dtype": "F32", "shape": [weights], "data_offsets": [0, 4 * weights]}}).encode()
+    body = len(header).to_bytes(8, "little") + header + bytes(4 * weights)
+    (folder / "model.safetensors").write_bytes(body)
+
+
+def _prepare(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
+    _checkpoint(folder / "teacher", weights=12)
+    _checkpoint(folder / "student", weights=8)
+    lines = len(Path(settings.prompts).read_text(encoding="utf-8").splitlines())
+    (folder / "train.jsonl").write_text(f'{{"prompts": {lines}, "seed": {settings.seed}}}\n', encoding="utf-8")
+    (folder / "heldout.jsonl").write_text('{"prompt": "p", "response": "r"}\n', encoding="utf-8")
+    return {"prompts": lines}
+
+
+def _distill(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
+    assert (Path(inputs["prepared"]) / "train.jsonl").is_file()
+    _checkpoint(folder / "warm", weights=8)
+    _checkpoint(folder / "student", weights=8)
+    rows = [
+        {"phase": "warm", "step": 1, "seconds": 1.0, "loss": 2.0, "kl_nats": 1.0},
+        {"phase": "ammd", "step": 2, "seconds": time.time() % 100, "loss": 1.0, "d_off": 0.5, "d_on": 0.4},
+    ]
+    (folder / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {"steps": 2}
+
+
+def _export(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
+    artifacts = []
+    for scheme in settings.schemes:
+        path = folder / f"{scheme}.gguf"
+        path.write_text(f"weights as {scheme}", encoding="utf-8")
+        artifacts.append(
+            {
+                "name": str(scheme),
+                "format": "gguf",
+                "scheme": str(scheme),
+                "path": path.name,
+                "bytes": path.stat().st_size,
+                "sha256": "0" * 64,
+                "bits_per_weight": 8.5,
+            }
+        )
+    return {"artifacts": artifacts}
+
+
+def _verify(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
+    return {"parity": {row["name"]: {"kl_nats": 1e-5, "faults": []} for row in inputs["artifacts"]}}
+
+
+def _evaluate(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
+    names = [row["name"] for row in inputs["models"]]
+    answers = {"prompt": "What <b>is</b> it?", "answers": {name: f"It is <i>{name}</i>." for name in names}}
+    (folder / "answers.jsonl").write_text(json.dumps(answers) + "\n", encoding="utf-8")
+    quality = {"kl_to_teacher_nats": 0.5, "rouge_l": 0.4, "repetition": 0.0, "nll_under_teacher_nats": 1.5}
+    return {"quality": dict.fromkeys(names, quality)}
+
+
+def _bench(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
+    speed = {"decode_tokens_per_s": 100.0, "ttft_s": 0.05, "peak_rss_bytes": 2**28}
+    return {"bench": {row["name"]: speed for row in inputs["artifacts"]}}

@@ -1,0 +1,220 @@
+"""The command line as a user meets it: help, exit codes, one document on standard output."""
+
+import json
+import subprocess
+import sys
+
+import click
+import pytest
+
+from ammd.pipeline.cli import ammd_command, main
+
+HEAVY = ("torch", "transformers", "pydantic", "rich", "numpy", "matplotlib", "llama_cpp", "onnxruntime_genai")
+
+
+@pytest.fixture
+def ammd(monkeypatch, capfd):
+    """Run the command line in this process; return exit code, standard output and standard error."""
+
+    def ammd(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ammd", *(str(argument) for argument in arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capfd.readouterr()
+        return caught.value.code, out, err
+
+    return ammd
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["chat", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys; sys.argv = ['ammd', *sys.argv[1:]]\n"
+        "from ammd.pipeline.cli import main\n"
+        "try: main()\n"
+        f"except SystemExit: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stderr.strip() == "[]"
+    assert done.stdout
+
+
+def test_checking_a_recipe_imports_no_torch(recipe_path):
+    code = (
+        "import sys; from pathlib import Path; from ammd.pipeline.recipe import load_recipe\n"
+        "load_recipe(Path(sys.argv[1]))\n"
+        "import ammd.pipeline.run\n"
+        "print([name for name in ('torch', 'transformers', 'numpy', 'matplotlib') if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(recipe_path)], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_help_ends_with_two_examples_of_its_own_command():
+    for name, command in ammd_command.commands.items():
+        context = click.Context(command, info_name=name, parent=click.Context(ammd_command, info_name="ammd"))
+        *_, heading, first, second = command.get_help(context).rstrip().splitlines()
+        assert heading.strip() == "Examples:", name
+        assert first.strip().startswith(f"ammd {name}"), name
+        assert second.strip().startswith(f"ammd {name}"), name
+
+
+def test_commands_are_listed_in_the_order_of_the_path(ammd):
+    code, out, _ = ammd()
+    assert code == 0
+    names = [line.split()[0] for line in out[out.index("Commands:") :].splitlines()[1:] if line.startswith("  ")]
+    assert names[:7] == ["run", "distill", "export", "verify", "eval", "bench", "chat"]
+
+
+def test_help_of_no_command_is_cut_off(ammd):
+    assert "..." not in ammd()[1].split("Commands:")[1].split("Examples:")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "error: No such command 'fly'"),
+        (["run", "--fly"], "error: No such option '--fly'"),
+        (["verify", "x.gguf"], "error: Missing option '--against'"),
+        (["run", "none.toml"], "error: cannot read recipe `none.toml`"),
+        (["bench", "x.gguf", "--set", "speed=1"], "error: `speed` = `1`: unknown key"),
+        (["chat", "x.gguf", "--top-p", "2"], "error: Invalid value for '--top-p'"),
+    ],
+)
+def test_usage_faults_exit_2_in_one_line(ammd, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = ammd(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(message)
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bench", "none.gguf"],
+        ["chat", "none.gguf"],
+        ["export", "none"],
+        ["report", "none"],
+        ["compare", "none", "none"],
+    ],
+)
+def test_missing_files_exit_3(ammd, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = ammd(*arguments)
+    assert (code, out) == (3, "")
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+
+
+def test_same_model_twice_is_refused(ammd, recipe_path):
+    teacher = recipe_path.parent / "teacher"
+    code, _, err = ammd("bench", teacher, teacher)
+    assert code == 2
+    assert "named twice" in err
+
+
+def test_verify_outside_a_run_asks_for_the_heldout_file(ammd, recipe_path):
+    teacher = recipe_path.parent / "teacher"
+    code, _, err = ammd("verify", teacher, "--against", teacher)
+    assert code == 2
+    assert "hint: name it with `--heldout`" in err
+
+
+def test_dry_run_prints_a_recipe_that_runs_as_it_is(ammd, tmp_path, recipe_path):
+    code, out, err = ammd("run", recipe_path, "--dry-run", "--set", "seed=3")
+    assert (code, err) == (0, "")
+    (tmp_path / "again.toml").write_text(out, encoding="utf-8")
+    assert ammd("run", tmp_path / "again.toml", "--dry-run")[1] == out
+
+
+def test_dry_run_as_json(ammd, recipe_path):
+    document = json.loads(ammd("run", recipe_path, "--dry-run", "--json")[1])
+    assert document["schema"] == "ammd.recipe/1"
+    assert document["name"] == "tiny"
+
+
+@pytest.fixture
+def ran(recipe_path, tmp_path, stand_in):
+    """A finished run of the stand-ins through the command line."""
+
+    def ran(*options):
+        process = stand_in.start(recipe_path, tmp_path / "runs", *options)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        return out, err
+
+    return ran
+
+
+def test_json_is_one_document_and_all_else_is_on_stderr(ran, monkeypatch):
+    monkeypatch.setenv("STAND_IN_FAULT", "export:print")
+    out, err = ran("--json")
+    document = json.loads(out)
+    assert document["schema"] == "ammd.run/1"
+    assert "chatter on standard output" in err
+    assert "report.html" in err.splitlines()[-1]
+
+
+def test_table_shows_every_model_and_stage(ran):
+    out, _ = ran()
+    for name in ("teacher", "student-pruned", "student-warm", "student", "gguf-f16", "gguf-q8_0", "bench", "KL to"):
+        assert name in out
+
+
+def test_quiet_says_nothing_but_the_result(ran, tmp_path):
+    _, err = ran("--quiet")
+    assert err.strip().endswith("report.html")
+    assert len(err.splitlines()) == 1
+
+
+def test_runs_report_and_compare_read_finished_runs(ran, ammd, tmp_path):
+    first = json.loads(ran("--json")[0])
+    second = json.loads(ran("--json", "--set", "bench.repetitions=1")[0])
+    runs = tmp_path / "runs"
+
+    listed = json.loads(ammd("runs", "--runs-dir", runs, "--json")[1])
+    assert {row["run"] for row in listed["runs"]} == {first["run"], second["run"]}
+    assert all(row["finished"] for row in listed["runs"])
+    assert first["run"] in ammd("runs", "--runs-dir", runs)[1]
+
+    report = runs / first["run"] / "report.html"
+    page = report.read_bytes()
+    report.unlink()
+    code, out, _ = ammd("report", first["run"], "--runs-dir", runs, "--json")
+    assert code == 0
+    assert json.loads(out)["artifacts"] == first["artifacts"]
+    assert report.read_bytes() == page
+
+    pair = [first["run"].split("/")[1][:6], second["run"]]
+    document = json.loads(ammd("compare", *pair, "--runs-dir", runs, "--json")[1])
+    assert document["schema"] == "ammd.compare/1"
+    row = next(row for row in document["rows"] if (row["model"], row["metric"]) == ("gguf-f16", "rouge_l"))
+    assert (row["first"], row["second"], row["ratio"]) == (0.4, 0.4, 1.0)
+    assert "gguf-q8_0" in ammd("compare", *pair, "--runs-dir", runs)[1]
+
+    code, _, err = ammd("report", "tiny", "--runs-dir", runs)
+    assert code == 3
+    assert "several runs answer to `tiny`" in err
+
+
+def test_report_of_an_unfinished_run_is_refused(ran, ammd, tmp_path):
+    summary = json.loads(ran("--json")[0])
+    (tmp_path / "runs" / summary["run"] / "bench" / "manifest.json").unlink()
+    code, _, err = ammd("report", summary["run"], "--runs-dir", tmp_path / "runs")
+    assert code == 3
+    assert "is not finished: it lacks bench" in err
+
+
+def test_unexpected_exception_is_a_defect_in_one_line(ammd, monkeypatch):
+    def break_down(*_arguments, **_options):
+        raise ZeroDivisionError("by nought")
+
+    monkeypatch.setattr("ammd.pipeline.runs.list_runs", break_down)
+    code, _, err = ammd("runs")
+    assert code == 1
+    assert err.splitlines() == ["error: ZeroDivisionError: by nought", "hint: this is a defect; `--debug` shows where"]

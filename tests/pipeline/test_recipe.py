@@ -1,0 +1,162 @@
+"""Recipes: faults all at once, overrides, paths, seeds, and the round trip through TOML."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from ammd.errors import RecipeError
+from ammd.export.settings import ExportSettings
+from ammd.pipeline.recipe import BUILTIN, DATA_FILES, Recipe, data_file, load_recipe, load_section
+from ammd.pipeline.toml_text import find_line, parse_value, write_toml
+
+
+def faults_of(path, *overrides):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides=overrides)
+    return str(caught.value)
+
+
+def test_packaged_quickstart_is_valid_and_its_prompt_files_ship():
+    recipe = load_recipe()
+    assert recipe.name == "quickstart"
+    assert recipe.prepare.prompts == recipe.prepare.heldout == BUILTIN
+    for key in DATA_FILES:
+        assert data_file(BUILTIN, key).read_text(encoding="utf-8").startswith('{"prompt"')
+
+
+def test_every_fault_is_reported_at_once_with_path_value_line_and_nearest_key(recipe_path):
+    text = recipe_path.read_text(encoding="utf-8").replace("layers = 1", "layer = 1")
+    text = text.replace('teacher = "teacher"', 'teacher = "no-such-folder"').replace("seed = 7", "seed = -7")
+    recipe_path.write_text(text + "\n[distill]\nbatch_size = 'many'\n", encoding="utf-8")
+    message = faults_of(recipe_path, "prepare.temprature=0.5", "bench.repetitions=0", "nonsense")
+    lines = message.splitlines()
+    assert lines[0] == f"8 faults in `{recipe_path}`"
+    assert "`seed` = `-7`: should be greater than or equal to 0 (line 2)" in message
+    assert "`prepare.student.layers` is missing (line 9)" in message
+    assert (
+        "`prepare.student.layer` = `1`: unknown key, the nearest valid one is `prepare.student.layers` (line 11)"
+        in message
+    )
+    assert "`distill.batch_size` = `\"many\"`: should be a valid integer" in message
+    assert "`prepare.temprature` = `0.5`: unknown key, the nearest valid one is `prepare.temperature`" in message
+    assert "`bench.repetitions` = `0`: should be greater than or equal to 1 (--set)" in message
+    assert '`--set` = `"nonsense"`: should have the form `a.b=value`' in message
+    assert f"`prepare.teacher` = `\"{recipe_path.parent / 'no-such-folder'}\"`: model source" in message
+
+
+def test_key_of_another_section_is_answered_with_where_it_belongs(recipe_path):
+    message = faults_of(recipe_path, "distill.lr=3e-5")
+    assert "nearest valid one is `distill.warm.lr` or `distill.objective.lr`" in message
+
+
+def test_unknown_student_kind_names_the_known_ones(recipe_path):
+    message = faults_of(recipe_path, "prepare.student.kind=width")
+    assert "`prepare.student`" in message
+    assert "'depth', 'model'" in message
+
+
+def test_missing_data_file_is_a_fault(recipe_path):
+    (recipe_path.parent / "heldout.jsonl").unlink()
+    assert "`prepare.heldout`" in (message := faults_of(recipe_path))
+    assert "there is no such file (line 7)" in message
+
+
+@pytest.mark.parametrize("source", ["hub:name", "pypi:package", ""])
+def test_malformed_model_source_is_a_fault(recipe_path, source):
+    assert "`prepare.teacher`" in faults_of(recipe_path, f"prepare.teacher='{source}'")
+
+
+def test_recipe_that_is_no_toml_names_the_line(tmp_path):
+    path = tmp_path / "bad.toml"
+    path.write_text('name = "x"\nseed = = 3\n', encoding="utf-8")
+    assert "is not TOML" in (message := faults_of(path))
+    assert "line 2" in message
+
+
+def test_recipe_that_is_not_there(tmp_path):
+    assert "cannot read recipe" in faults_of(tmp_path / "none.toml")
+
+
+def test_recipe_that_is_no_text(tmp_path):
+    path = tmp_path / "bad.toml"
+    path.write_bytes(b"\xff\xfe")
+    assert "is not UTF-8 text" in faults_of(path)
+
+
+def test_override_through_a_plain_value_is_a_fault(recipe_path):
+    assert "`name` is a value, not a section" in faults_of(recipe_path, "name.x=1")
+
+
+def test_overrides_take_toml_values_and_bare_strings(recipe_path):
+    recipe = load_recipe(
+        recipe_path,
+        overrides=["name=other", "distill.warm.lr=1e-5", "bench.threads=[1, 2]", "prepare.student={kind='depth', layers=3}"],
+    )
+    assert recipe.name == "other"
+    assert recipe.distill.warm.lr == 1e-5
+    assert recipe.bench.threads == (1, 2)
+    assert recipe.prepare.student.layers == 3
+
+
+def test_paths_of_the_recipe_start_at_its_folder_and_those_of_set_at_the_current_one(
+    recipe_path, tmp_path, monkeypatch
+):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "mine.jsonl").write_text('{"prompt": "x"}\n', encoding="utf-8")
+    monkeypatch.chdir(here)
+    recipe = load_recipe(recipe_path, overrides=["prepare.prompts=mine.jsonl"])
+    assert Path(recipe.prepare.prompts) == here / "mine.jsonl"
+    assert Path(recipe.prepare.heldout) == recipe_path.parent / "heldout.jsonl"
+
+
+def test_seed_reaches_the_sections_that_draw_and_yields_to_their_own(recipe_path):
+    recipe = load_recipe(recipe_path, overrides=["distill.seed=1"])
+    assert (recipe.prepare.seed, recipe.distill.seed, recipe.evaluate.seed) == (7, 1, 7)
+
+
+def test_resolved_recipe_survives_the_round_trip_through_toml(recipe_path, tmp_path):
+    recipe = load_recipe(recipe_path, overrides=["verify.kl_limit_nats={'a b' = 0.1}"])
+    again = tmp_path / "again.toml"
+    again.write_text(write_toml(recipe.model_dump(mode="json")), encoding="utf-8")
+    assert load_recipe(again) == recipe
+
+
+def test_section_settings_from_overrides_alone():
+    assert len(load_section(ExportSettings, ["schemes=['gguf-f16']"]).schemes) == 1
+    with pytest.raises(RecipeError, match="nearest valid one is `schemes`"):
+        load_section(ExportSettings, ["scheme=x"])
+
+
+def test_toml_writer_keeps_every_kind_of_value():
+    document = {"b": True, "i": 3, "f": 1e-07, "s": 'quo"te\\ \n ü \x7f', "l": [1, 2], "t": {"u": {"v": "w"}, "e": {}}}
+    assert tomllib.loads(write_toml({**document, "none": None})) == document
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1", 1), ("1e-3", 1e-3), ("true", True), ("[1]", [1]), ("word", "word"), ("'q'", "q"), ("", "")]
+)
+def test_values_of_set(text, value):
+    assert parse_value(text) == value
+
+
+def test_line_of_a_key_of_a_section_and_of_nothing():
+    text = "name = 1\n[a.b]\n# c = 0\nc = 2\nd.e = 3\n"
+    assert find_line(text, ("a", "b", "c")) == 4
+    assert find_line(text, ("a", "b", "x")) == 2
+    assert find_line(text, ("a", "b", "d", "e")) == 5
+    assert find_line(text, ("z",)) is None
+
+
+def test_every_recipe_key_has_a_docstring():
+    def undocumented(model, prefix=""):
+        for name, field in model.model_fields.items():
+            if not field.description and name != "kind":
+                yield prefix + name
+
+    sections = [Recipe, *(field.annotation for field in Recipe.model_fields.values())]
+    missing = [
+        key for section in sections if hasattr(section, "model_fields") for key in undocumented(section)
+    ]
+    assert missing == []

@@ -1,0 +1,222 @@
+"""Fixtures: the tiny checkpoint as a GGUF and as an ONNX folder, held-out text, an engine made of rules."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROMPTS = ("Hello there", "What is in a name?", "count to 10", "the thing and another")
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint in float32, written tensor by tensor, so that no converter is tested here."""
+    return write_gguf(tiny_checkpoint, tmp_path_factory.mktemp("gguf") / "tiny-f32.gguf")
+
+
+def write_gguf(checkpoint: Path, path: Path, *, end_token: int = 2, noise: float = 0.0) -> Path:
+    """Write a llama checkpoint as GGUF; `noise` is added to the weights, to make a bad file."""
+    import gguf
+    from safetensors.numpy import load_file
+
+    config = json.loads((checkpoint / "config.json").read_text())
+    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
+    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(groups)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(config["hidden_size"] // heads)
+    rope = config.get("rope_parameters") or {"rope_theta": config["rope_theta"]}
+    writer.add_rope_freq_base(rope["rope_theta"])
+    tokens = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
+    padding = config["vocab_size"] - len(tokens)
+    special = {token["content"] for token in tokenizer["added_tokens"]}
+    kinds = [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens + [f"[PAD{index}]" for index in range(padding)])
+    writer.add_token_types(kinds + [gguf.TokenType.UNUSED] * padding)
+    writer.add_token_merges(
+        [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]]
+    )
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(end_token)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template((checkpoint / "chat_template.jinja").read_text())
+    random = np.random.default_rng(0)
+    for name, tensor in load_file(checkpoint / "model.safetensors").items():
+        values = tensor.astype(np.float32)
+        values = values + noise * random.standard_normal(values.shape, dtype=np.float32)
+        if "q_proj" in name or "k_proj" in name:  # llama.cpp pairs rotary dimensions differently
+            count = heads if "q_proj" in name else groups
+            shape = values.shape
+            values = values.reshape(count, 2, shape[0] // count // 2, shape[1]).swapaxes(1, 2).reshape(shape)
+        writer.add_tensor(_gguf_name(name), np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _gguf_name(name: str) -> str:
+    parts = {
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "lm_head": "output",
+        "model.layers": "blk",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    for ours, theirs in parts.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+@pytest.fixture(scope="session")
+def make_gguf() -> Callable[..., Path]:
+    """`write_gguf`, for tests that need a faulty file."""
+    return write_gguf
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint in float32, built by onnxruntime-genai."""
+    folder = tmp_path_factory.mktemp("onnx")
+    command = [sys.executable, "-P", "-m", "onnxruntime_genai.models.builder"]
+    command += ["-i", str(tiny_checkpoint), "-o", str(folder / "tiny"), "-p", "fp32", "-e", "cpu"]
+    command += ["-c", str(folder / "scratch")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    # The builder has transformers rewrite the tokenizer files; the exporter puts the checkpoint's own back.
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / "tiny" / name).write_bytes((tiny_checkpoint / name).read_bytes())
+    return folder / "tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_heldout(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Held-out prompts with the tiny checkpoint's own greedy responses, as the prepare stage writes them."""
+    from ammd.runtime import torch_batch, torch_engine
+
+    model = torch_engine.load_model(tiny_checkpoint)
+    tokenizer = torch_engine.load_tokenizer(tiny_checkpoint)
+    chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    ids = [
+        tokenizer(torch_engine.render_chat(tokenizer, chat, add_generation_prompt=True))["input_ids"]
+        for chat in chats
+    ]
+    responses = torch_batch.greedy_responses(model, ids, max_new_tokens=12, end_token_ids=frozenset({2}))
+    path = tmp_path_factory.mktemp("heldout") / "heldout.jsonl"
+    with path.open("w", encoding="utf-8") as stream:
+        for prompt, prompt_ids, response in zip(PROMPTS, ids, responses, strict=True):
+            row = {
+                "prompt": prompt,
+                "response": torch_engine.decode_text(tokenizer, response),
+                "prompt_ids": prompt_ids,
+                "response_ids": response,
+                "reference": "a reference",
+            }
+            stream.write(json.dumps(row) + "\n")
+    return path
+
+
+class RuleEngine:
+    """An engine whose next token is a function of the tokens so far. Tokens are bytes; 0 ends."""
+
+    name = "rules"
+    vocab_size = 256
+    bos_token_id = None
+    end_token_ids = frozenset({0})
+
+    def __init__(self, rule: Callable[[list[int]], np.ndarray], *, context_tokens: int = 64) -> None:
+        self.rule = rule
+        self.context_tokens = context_tokens
+        self.settings: Mapping[str, object] = {"threads": 1}
+        self.sequence: list[int] = []
+        self.prompts: list[list[int]] = []
+        self.closed = False
+
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        return list(text.encode())
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        return bytes(token for token in token_ids if token).decode(errors="replace")
+
+    def text_stream(self) -> Callable[[int], str]:
+        import codecs
+
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return lambda token: decoder.decode(bytes([token]) if token else b"")
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> str:
+        return "".join(f"{message['role'][0]}:{message['content']}|" for message in messages)
+
+    def prefill(self, token_ids: Sequence[int]) -> np.ndarray:
+        self.sequence = list(token_ids)
+        self.prompts.append(list(token_ids))
+        return self.rule(self.sequence)
+
+    def decode(self, token_id: int) -> np.ndarray:
+        self.sequence.append(token_id)
+        return self.rule(self.sequence)
+
+    def logits(self, token_ids: Sequence[int], *, start: int = 0) -> Iterator[np.ndarray]:
+        for stop in range(start + 1, len(token_ids) + 1):
+            yield self.rule(list(token_ids[:stop]))[None]
+
+    def close(self) -> None:
+        self.closed = True
+
+    def __enter__(self) -> RuleEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def says(text: str) -> Callable[[list[int]], np.ndarray]:
+    """Return a rule that answers any prompt of one call with `text`, then ends."""
+    answer = [*text.encode(), 0]
+    state = {"prompt": 0}
+
+    def rule(sequence: list[int]) -> np.ndarray:
+        if len(sequence) < state["prompt"] or not state["prompt"]:
+            state["prompt"] = len(sequence)
+        logits = np.zeros(256, dtype=np.float32)
+        logits[answer[min(len(sequence) - state["prompt"], len(answer) - 1)]] = 9
+        return logits
+
+    return rule
+
+
+@pytest.fixture
+def make_engine() -> Callable[..., RuleEngine]:
+    """Build an engine from a rule."""
+    return RuleEngine
+
+
+@pytest.fixture
+def saying() -> Callable[[str], RuleEngine]:
+    """Build an engine that answers its first prompt with a fixed text."""
+    return lambda text, **options: RuleEngine(says(text), **options)

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ammd.runtime import parity, reference
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_checkpoint: Path, tiny_heldout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reference")
+    reference.build(
+        {
+            "checkpoint": str(tiny_checkpoint),
+            "heldout": str(tiny_heldout),
+            "folder": str(folder),
+            "texts": 4,
+            "greedy_prompts": 4,
+            "greedy_tokens": 12,
+            "threads": 1,
+        }
+    )
+    return folder
+
+
+def measure(path: Path, folder: Path) -> dict[str, Any]:
+    return parity.measure({"path": str(path), "reference": str(folder), "threads": 1})
+
+
+def test_faithful_gguf_has_no_faults(tiny_gguf: Path, folder: Path) -> None:
+    record = measure(tiny_gguf, folder)
+    assert record["faults"] == []
+    assert record["kl_nats"] < 1e-6  # float32 weights, F16 cache
+    assert record["top1_agreement"] == 1
+    assert record["greedy_equal"] == record["greedy_prompts"] == 4
+    assert record["positions"] > 4
+
+
+def test_faithful_onnx_differs_only_in_unicode_digits(tiny_onnx: Path, folder: Path) -> None:
+    """genai splits only ASCII digits one by one; the exporter mends that, the builder alone does not."""
+    record = measure(tiny_onnx, folder)
+    assert all(fault.startswith("token ids differ") for fault in record["faults"])
+
+
+def test_noisy_file_is_measured_and_its_divergences_judged(
+    tiny_checkpoint: Path, make_gguf: Callable, tmp_path: Path, folder: Path
+) -> None:
+    record = measure(make_gguf(tiny_checkpoint, tmp_path / "noisy.gguf", noise=0.02), folder)
+    assert record["faults"] == []
+    assert record["kl_nats"] > 1e-4
+    assert record["max_logit_error"] > 0.01
+    assert len(record["divergences"]) == 4 - record["greedy_equal"]
+
+
+def test_wrong_end_token_is_a_fault(
+    tiny_checkpoint: Path, make_gguf: Callable, tmp_path: Path, folder: Path
+) -> None:
+    """llama.cpp knows `<|im_end|>` by name, so the file must be asked about a token it cannot know."""
+    record = measure(make_gguf(tiny_checkpoint, tmp_path / "end.gguf"), folder)
+    assert record["faults"] == []
+    assert parity.check_end_tokens(Ends({0, 2}), [2, 7]) == [
+        "token 7 ends a response of the checkpoint but not of the file"
+    ]
+    assert parity.check_end_tokens(Ends({0, 2}), [2]) == []
+
+
+def test_token_fault_names_text_and_place(make_engine: Callable) -> None:
+    engine = make_engine(zeros)
+    probes = [{"text": "ab", "ids": [97, 98]}, {"text": "abc", "ids": [97, 5, 99]}]
+    assert parity.check_token_ids(engine, probes) == [
+        "token ids differ for 'abc': token 1 is 98 instead of 5"
+    ]
+    assert "2 tokens instead of 3" in parity.check_token_ids(engine, [{"text": "ab", "ids": [97, 98, 0]}])[0]
+
+
+def test_chat_faults_name_the_chat(make_engine: Callable) -> None:
+    engine = make_engine(zeros)
+    chat = {"name": "one turn", "messages": [{"role": "user", "content": "x"}]}
+    good = {**chat, "text": "u:x|", "ids": list(b"u:x|")}
+    assert parity.check_chats(engine, [good]) == []
+    assert "`one turn` is rendered as 'u:x|'" in parity.check_chats(engine, [{**good, "text": "u:x"}])[0]
+    assert "other token ids" in parity.check_chats(engine, [{**good, "ids": [1]}])[0]
+
+
+def test_bos_faults(make_engine: Callable) -> None:
+    engine = make_engine(zeros)
+    engine.bos_token_id = 60  # `<`
+    plain = {"text": "a", "ids_with_special": [97]}
+    once = {"name": "c", "text": "<a", "ids": [60, 97]}
+    good = {"bos_token_id": 60, "probes": [plain], "chats": [once]}
+    assert parity.check_bos(engine, good) == []
+    missing = {**good, "probes": [{"text": "a", "ids_with_special": [60, 97]}]}
+    assert parity.check_bos(engine, missing) == ["plain text starts with 0 BOS tokens instead of 1"]
+    doubled = {**good, "chats": [{"name": "c", "text": "<<a", "ids": [60, 60, 97]}]}
+    assert parity.check_bos(engine, doubled) == ["the chat `c` starts with 2 BOS tokens"]
+    assert "BOS token is 60, the checkpoint's 1" in parity.check_bos(engine, {**good, "bos_token_id": 1})[0]
+
+
+@pytest.mark.parametrize(("error", "explained"), [(0.3, True), (0.2, False)])
+def test_divergence_is_explained_by_a_larger_logit_error(
+    make_engine: Callable, error: float, explained: bool
+) -> None:
+    def rule(sequence: list[int]) -> np.ndarray:
+        logits = np.zeros(256, dtype=np.float32)
+        logits[{1: 97, 2: 98}[len(sequence)]] = 1
+        return logits
+
+    greedy = [
+        {
+            "prompt_ids": [65],
+            "ids": [97, 99],
+            "best_ids": [[97, 98], [99, 98]],
+            "best_logits": [[5.0, 1.0], [4.0, 3.75]],
+        }
+    ]
+    record = parity.compare_greedy(make_engine(rule), greedy, max_logit_error=error)
+    (place,) = record["divergences"]
+    assert (place["prompt"], place["step"], place["expected"], place["found"]) == (0, 1, "c", "b")
+    assert place["logit_gap"] == 0.25
+    assert place["explained"] is explained
+    assert record["greedy_equal"] == 0
+
+
+def test_token_outside_the_best_is_at_least_as_far_as_the_last() -> None:
+    assert parity._logit_gap([3, 4], [2.0, 1.0], 9) == 1.0
+
+
+class Ends:
+    """Only what `check_end_tokens` looks at."""
+
+    def __init__(self, ids: set[int]) -> None:
+        self.end_token_ids = frozenset(ids)
+
+
+def zeros(sequence: list[int]) -> np.ndarray:
+    return np.zeros(256, dtype=np.float32)
