@@ -7,6 +7,8 @@ transformers 5 writes a tokenizer class name that older versions and converters 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 from pathlib import Path
@@ -58,7 +60,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write model and tokenizer in the model's own dtype, so that every tool of the field reads them."""
     model.save_pretrained(folder)
+    _write_rope_theta(folder / "config.json")
     save_tokenizer(tokenizer, folder)
+
+
+def _write_rope_theta(path: Path) -> None:
+    """Add the rotary base under its older name: transformers 4 silently takes 10000 where it is missing."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    theta = (config.get("rope_parameters") or {}).get("rope_theta")
+    if theta is not None:
+        config.setdefault("rope_theta", theta)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -102,9 +114,11 @@ def _dequantize(gguf_path: Path) -> PreTrainedModel:
 
     _quiet_transformers()
     try:
-        marked = AutoModelForCausalLM.from_pretrained(
-            gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float32, local_files_only=True
-        )
+        # The loader draws a progress bar of its own, whatever transformers' switch says.
+        with contextlib.redirect_stderr(io.StringIO()):
+            marked = AutoModelForCausalLM.from_pretrained(
+                gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float32, local_files_only=True
+            )
     except (OSError, ValueError, KeyError) as exc:
         raise DistillError(f"cannot read the model in `{gguf_path}`: {_first_line(exc)}") from exc
     # A fresh model with a clean config: the loaded one is marked quantized and refuses to be saved.

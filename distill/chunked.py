@@ -104,7 +104,9 @@ class _MatchingLoss(torch.autograd.Function):
                     terms.gap, states.last_in_row[rows], discount=score.discount, carry=carry
                 )
                 carry = float(terms.gap[0] + futures[0])
-                advantage = (futures - score.baseline).mul_(weights.game).masked_fill_(states.last_in_row[rows], 0)
+                advantage = (
+                    (futures - score.baseline).mul_(weights.game).masked_fill_(states.last_in_row[rows], 0)
+                )
                 # Descend  log Q(taken) * advantage:  its gradient by the logits is  advantage (onehot - Q).
                 grad.sub_(advantage[:, None] * student_logprobs.exp())
                 grad.scatter_add_(1, states.targets[rows, None], advantage[:, None])
@@ -124,7 +126,11 @@ class _MatchingLoss(torch.autograd.Function):
     def backward(context: Any, *grads: torch.Tensor) -> Any:
         grad_hiddens, grad_head = context.saved_tensors
         scale = grads[0]
-        return grad_hiddens * scale.to(grad_hiddens.dtype), (grad_head * scale).to(context.head_dtype), *[None] * 5
+        return (
+            grad_hiddens * scale.to(grad_hiddens.dtype),
+            (grad_head * scale).to(context.head_dtype),
+            *[None] * 5,
+        )
 
 
 def _logprobs(hiddens: torch.Tensor, head: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ first and the last layer always stay, since they translate from and to the vocab
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,12 +24,16 @@ if TYPE_CHECKING:
 def block_influence(model: PreTrainedModel, batch: Batch) -> list[float]:
     """Return how much each layer turns the hidden state: 1 - mean cosine over real tokens, one a layer."""
     output = model.base_model(
-        input_ids=batch.token_ids, attention_mask=batch.attention_mask, output_hidden_states=True, use_cache=False
+        input_ids=batch.token_ids,
+        attention_mask=batch.attention_mask,
+        output_hidden_states=True,
+        use_cache=False,
     )
     mask = batch.attention_mask.bool()
     states = [hidden[mask].float() for hidden in output.hidden_states]
-    pairs = zip(states[:-1], states[1:], strict=True)
-    return [float(1 - torch.cosine_similarity(before, after, dim=-1).mean()) for before, after in pairs]
+    return [
+        float(1 - torch.cosine_similarity(before, after, dim=-1).mean()) for before, after in pairwise(states)
+    ]
 
 
 def kept_layers(influence: list[float], layers: int) -> list[int]:

@@ -61,12 +61,12 @@ def state_terms(
     expected = (student_probs * critic).sum(-1, keepdim=True)
     grad = critic.sub_(expected).mul_(student_probs).mul_(-weights.game)
     grad.sub_(difference, alpha=weights.kl)
-    return StateTerms(
-        kl=kl, gap=gap, total_variation=difference.abs_().sum(-1).mul_(0.5), grad_logits=grad
-    )
+    return StateTerms(kl=kl, gap=gap, total_variation=difference.abs_().sum(-1).mul_(0.5), grad_logits=grad)
 
 
-def future_gaps(gaps: torch.Tensor, last_in_row: torch.Tensor, *, discount: float, carry: float) -> torch.Tensor:
+def future_gaps(
+    gaps: torch.Tensor, last_in_row: torch.Tensor, *, discount: float, carry: float
+) -> torch.Tensor:
     """Return, for each token, the discounted sum of the gaps that follow it in its own response.
 
     `G_t = sum over t' > t of discount^(t'-t) gap_t'`. The paper's expectation also carries discount^t in front of

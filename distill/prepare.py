@@ -1,9 +1,9 @@
 """The prepare stage: teacher, first student, and the texts that both are trained and judged on.
 
-    teacher/        the teacher as a checkpoint folder
-    student/        the student before training
-    train.jsonl     prompts with responses: the file's own, or the teacher's, sampled
-    heldout.jsonl   held-out prompts with the teacher's greedy responses (and references where the file has any)
+teacher/        the teacher as a checkpoint folder
+student/        the student before training
+train.jsonl     prompts with responses: the file's own, or the teacher's, sampled
+heldout.jsonl   held-out prompts with the teacher's greedy responses (and references where the file has any)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The distill stage: from the prepared student to the trained one.
 
-    warm/           the student after the warm start
-    student/        the student after AMMD
-    curves.jsonl    one JSON object for each step of both phases (`StepLog`)
+warm/           the student after the warm start
+student/        the student after AMMD
+curves.jsonl    one JSON object for each step of both phases (`StepLog`)
 """
 
 from __future__ import annotations

@@ -55,12 +55,12 @@ class StudentTexts:
         rows = [index for _ in range(self._reuse_steps) for index in next(self._order)]
         prompts = [self._prompts[row] for row in rows]
         sampler = copy.deepcopy(student).to(self._dtype).eval()
-        responses = sample_responses(
-            sampler, prompts, sampling=self._sampling, generator=self._generator
-        )
+        responses = sample_responses(sampler, prompts, sampling=self._sampling, generator=self._generator)
         pairs: list[TokenPair] = list(zip(prompts, responses, strict=True))
         # Rows of like length meet; the order of the batches does not follow length.
         pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
-        batches = [pairs[start : start + self._batch_size] for start in range(0, len(pairs), self._batch_size)]
+        batches = [
+            pairs[start : start + self._batch_size] for start in range(0, len(pairs), self._batch_size)
+        ]
         order = torch.randperm(len(batches), generator=self._generator).tolist()
         return [build_batch(batches[index]) for index in order]

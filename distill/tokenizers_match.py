@@ -21,7 +21,7 @@ def check_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTo
     Raises:
         TokenizerMismatchError: Names the first difference.
     """
-    hint = "pick a student of the teacher's own family, or cut one from it (`kind = \"depth\"`)"
+    hint = 'pick a student of the teacher\'s own family, or cut one from it (`kind = "depth"`)'
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours != theirs:
         token = min(

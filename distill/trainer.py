@@ -122,7 +122,9 @@ class _Loop:
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda done: learning_rate_share(done, phase.steps)
         )
-        self._student, self._optimizer, self._schedule = self._accelerator.prepare(student, optimizer, schedule)
+        self._student, self._optimizer, self._schedule = self._accelerator.prepare(
+            student, optimizer, schedule
+        )
         self._baseline = 0.0
         self._tokens = 0
         self._started = time.monotonic()
@@ -130,12 +132,12 @@ class _Loop:
     def step(self, number: int, off: Batch, on: Batch | None) -> StepLog:
         phase = self._phase
         loss, sums = self._side(off, phase.off, discount=0.0)
-        total = float(loss)
+        total = float(loss.detach())
         self._accelerator.backward(loss)
         on_sums: Sums | None = None
         if on is not None and phase.on is not None:
             on_loss, on_sums = self._side(on, phase.on, discount=phase.discount)
-            total += float(on_loss)
+            total += float(on_loss.detach())
             self._accelerator.backward(on_loss)
             started = self._baseline if number > 1 else on_sums.future_gap
             self._baseline = _BASELINE_DECAY * started + (1 - _BASELINE_DECAY) * on_sums.future_gap
@@ -177,7 +179,9 @@ class _Loop:
             hiddens = self._student(batch)
         policy: Policy = self._accelerator.unwrap_model(self._student)
         if uses_bfloat16(self._settings):
-            hiddens = hiddens.bfloat16()  # the final norm comes out in float32; the head's products need not be
+            hiddens = (
+                hiddens.bfloat16()
+            )  # the final norm comes out in float32; the head's products need not be
         states = States(
             teacher_hiddens=teacher_hiddens,
             teacher_head=self._teacher.head,

@@ -44,7 +44,8 @@ def main(arguments: list[str]) -> int:
 def cli_page() -> str:
     """Return the reference of all commands: their help, word for word."""
     parts = [
-        MADE + "# Commands\n\nStandard output is data, everything else goes to standard error. Exit codes: 0 fine, "
+        MADE
+        + "# Commands\n\nStandard output is data, everything else goes to standard error. Exit codes: 0 fine, "
         "2 recipe or usage, 3 file missing or altered,\n4 distillation, 5 export or parity, 6 engine or device, "
         "7 budget, 130 interrupted.\n"
     ]
@@ -59,13 +60,16 @@ def cli_page() -> str:
 def recipe_page() -> str:
     """Return the reference of all recipe keys: type, default and meaning, from the models."""
     parts = [
-        MADE + "# Recipe\n\nA recipe is a TOML file; `ammd run --dry-run` prints the packaged one with every key. "
+        MADE
+        + "# Recipe\n\nA recipe is a TOML file; `ammd run --dry-run` prints the packaged one with every key. "
         "Paths are relative to the recipe's folder,\nthose given with `--set` to the current one.\n"
     ]
     for title, model in _tables("", Recipe):
         section, comma, choice = title.partition(",")
         heading = f"## [{section}]{comma}{choice}" if title else "## Top level"
-        parts.append(f"{heading}\n\n{_first_paragraph(model)}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |")
+        parts.append(
+            f"{heading}\n\n{_first_paragraph(model)}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |"
+        )
         for name, field in model.model_fields.items():
             cells = (f"`{name}`", _type_text(field), _default_text(field), field.description or "")
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

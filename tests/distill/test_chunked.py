@@ -127,9 +127,7 @@ def test_loss_and_gradient_vanish_when_student_equals_teacher() -> None:
     _, _, states = problem()
     hiddens = states.teacher_hiddens.clone().requires_grad_()
     head = states.teacher_head.clone().requires_grad_()
-    loss, sums = matching_loss(
-        hiddens, head, states=states, weights=WEIGHTS, score=NO_SCORE, chunk_tokens=4
-    )
+    loss, sums = matching_loss(hiddens, head, states=states, weights=WEIGHTS, score=NO_SCORE, chunk_tokens=4)
     loss.backward()
     assert float(loss) < 1e-6
     assert sums.gap < 1e-6

@@ -59,7 +59,9 @@ def test_gap_is_bounded_by_total_variation() -> None:
     assert (found.gap >= 0).all()
 
 
-@pytest.mark.parametrize("weights", [Weights(kl=1.0), Weights(game=1.0), Weights(kl=0.3, game=2.0, critic_penalty=0.5)])
+@pytest.mark.parametrize(
+    "weights", [Weights(kl=1.0), Weights(game=1.0), Weights(kl=0.3, game=2.0, critic_penalty=0.5)]
+)
 def test_gradient_equals_automatic_differentiation(weights: Weights) -> None:
     teacher, student = policies()
     p = teacher.softmax(-1)

@@ -32,7 +32,13 @@ def test_the_three_forms_are_read(tmp_path: Path) -> None:
         {"role": "assistant", "content": "Hello."},
     ]
     found = read_conversations(
-        write(tmp_path / "d.jsonl", {"prompt": "A"}, "", {"prompt": "B", "response": "b"}, {"messages": messages})
+        write(
+            tmp_path / "d.jsonl",
+            {"prompt": "A"},
+            "",
+            {"prompt": "B", "response": "b"},
+            {"messages": messages},
+        )
     )
     assert [item.prompt for item in found] == ["A", "B", "Hi"]
     assert [item.response for item in found] == [None, "b", "Hello."]
@@ -81,9 +87,10 @@ def test_response_ends_with_the_end_token_unless_cut(tiny_checkpoint: Path) -> N
     tokenizer = load_tokenizer(tiny_checkpoint)
     whole = encode_response(tokenizer, "the", max_tokens=10)
     assert whole[-1] == tokenizer.eos_token_id
-    assert encode_response(tokenizer, "the the the", max_tokens=2) == encode_response(
-        tokenizer, "the the the", max_tokens=10
-    )[:2]
+    assert (
+        encode_response(tokenizer, "the the the", max_tokens=2)
+        == encode_response(tokenizer, "the the the", max_tokens=10)[:2]
+    )
 
 
 def test_a_prompt_longer_than_the_context_is_named(tmp_path: Path) -> None:

@@ -74,8 +74,15 @@ class StandIn:
     def start(self, recipe_path, runs_dir, *options, **popen):
         """Start `ammd run` on the stand-ins in a process of its own."""
         return subprocess.Popen(
-            [sys.executable, str(STAND_IN / "run_stand_in.py"), "run", str(recipe_path)]
-            + ["--runs-dir", str(runs_dir), *options],
+            [
+                sys.executable,
+                str(STAND_IN / "run_stand_in.py"),
+                "run",
+                str(recipe_path),
+                "--runs-dir",
+                str(runs_dir),
+                *options,
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -49,7 +49,11 @@ def test_checking_a_recipe_imports_no_torch(recipe_path):
         "print([name for name in ('torch', 'transformers', 'numpy', 'matplotlib') if name in sys.modules])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(recipe_path)], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code, str(recipe_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     assert done.stdout.strip() == "[]"
 
@@ -66,7 +70,9 @@ def test_every_help_ends_with_two_examples_of_its_own_command():
 def test_commands_are_listed_in_the_order_of_the_path(ammd):
     code, out, _ = ammd()
     assert code == 0
-    names = [line.split()[0] for line in out[out.index("Commands:") :].splitlines()[1:] if line.startswith("  ")]
+    names = [
+        line.split()[0] for line in out[out.index("Commands:") :].splitlines()[1:] if line.startswith("  ")
+    ]
     assert names[:7] == ["run", "distill", "export", "verify", "eval", "bench", "chat"]
 
 
@@ -162,7 +168,16 @@ def test_json_is_one_document_and_all_else_is_on_stderr(ran, monkeypatch):
 
 def test_table_shows_every_model_and_stage(ran):
     out, _ = ran()
-    for name in ("teacher", "student-pruned", "student-warm", "student", "gguf-f16", "gguf-q8_0", "bench", "KL to"):
+    for name in (
+        "teacher",
+        "student-pruned",
+        "student-warm",
+        "student",
+        "gguf-f16",
+        "gguf-q8_0",
+        "bench",
+        "KL to",
+    ):
         assert name in out
 
 
@@ -217,4 +232,7 @@ def test_unexpected_exception_is_a_defect_in_one_line(ammd, monkeypatch):
     monkeypatch.setattr("ammd.pipeline.runs.list_runs", break_down)
     code, _, err = ammd("runs")
     assert code == 1
-    assert err.splitlines() == ["error: ZeroDivisionError: by nought", "hint: this is a defect; `--debug` shows where"]
+    assert err.splitlines() == [
+        "error: ZeroDivisionError: by nought",
+        "hint: this is a defect; `--debug` shows where",
+    ]

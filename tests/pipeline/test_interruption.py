@@ -47,7 +47,9 @@ def test_killed_run_leaves_no_half_stage_and_the_next_one_continues(
     assert not list(folder.glob(".partial-*"))
 
 
-def test_interrupt_ends_the_children_leaves_nothing_and_exits_130(recipe_path, tmp_path, stand_in, monkeypatch):
+def test_interrupt_ends_the_children_leaves_nothing_and_exits_130(
+    recipe_path, tmp_path, stand_in, monkeypatch
+):
     monkeypatch.setenv("STAND_IN_FAULT", "distill:sleep")
     process = stand_in.start(recipe_path, tmp_path / "runs")
     wait_for(tmp_path / "grandchild.pid")
@@ -55,7 +57,10 @@ def test_interrupt_ends_the_children_leaves_nothing_and_exits_130(recipe_path, t
     code, out, err = finish(process)
     assert code == 130
     assert out == ""
-    assert err.splitlines()[-1] == "error: interrupted; the next `ammd run` continues with the stage that was cut off"
+    assert (
+        err.splitlines()[-1]
+        == "error: interrupted; the next `ammd run` continues with the stage that was cut off"
+    )
     assert "Traceback" not in err
     assert not list(run_folder(tmp_path).glob(".partial-*"))
     assert not (run_folder(tmp_path) / "distill").exists()
@@ -85,7 +90,9 @@ def test_lock_is_free_after_its_holder_was_killed(recipe_path, tmp_path, stand_i
 
 
 @pytest.mark.parametrize("fault", ["export:kill", "export:raise"])
-def test_broken_stage_ends_with_its_code_and_no_traceback(recipe_path, tmp_path, stand_in, monkeypatch, fault):
+def test_broken_stage_ends_with_its_code_and_no_traceback(
+    recipe_path, tmp_path, stand_in, monkeypatch, fault
+):
     monkeypatch.setenv("STAND_IN_FAULT", fault)
     code, out, err = finish(stand_in.start(recipe_path, tmp_path / "runs"))
     assert code == 5

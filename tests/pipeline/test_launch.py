@@ -81,7 +81,9 @@ def test_output_of_a_stage_does_not_reach_standard_output(launch, monkeypatch, c
     assert "chatter on standard output" in err
 
 
-def test_killed_parent_takes_the_stage_and_what_it_started_along(recipe_path, tmp_path, stand_in, monkeypatch):
+def test_killed_parent_takes_the_stage_and_what_it_started_along(
+    recipe_path, tmp_path, stand_in, monkeypatch
+):
     monkeypatch.setenv("STAND_IN_FAULT", "distill:sleep")
     with stand_in.start(recipe_path, tmp_path / "runs") as parent:
         pids = [wait_for_pid(tmp_path / f"{who}.pid") for who in ("child", "grandchild")]

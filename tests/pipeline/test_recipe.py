@@ -38,11 +38,13 @@ def test_every_fault_is_reported_at_once_with_path_value_line_and_nearest_key(re
         "`prepare.student.layer` = `1`: unknown key, the nearest valid one is `prepare.student.layers` (line 11)"
         in message
     )
-    assert "`distill.batch_size` = `\"many\"`: should be a valid integer" in message
-    assert "`prepare.temprature` = `0.5`: unknown key, the nearest valid one is `prepare.temperature`" in message
+    assert '`distill.batch_size` = `"many"`: should be a valid integer' in message
+    assert (
+        "`prepare.temprature` = `0.5`: unknown key, the nearest valid one is `prepare.temperature`" in message
+    )
     assert "`bench.repetitions` = `0`: should be greater than or equal to 1 (--set)" in message
     assert '`--set` = `"nonsense"`: should have the form `a.b=value`' in message
-    assert f"`prepare.teacher` = `\"{recipe_path.parent / 'no-such-folder'}\"`: model source" in message
+    assert f'`prepare.teacher` = `"{recipe_path.parent / "no-such-folder"}"`: model source' in message
 
 
 def test_key_of_another_section_is_answered_with_where_it_belongs(recipe_path):
@@ -91,7 +93,12 @@ def test_override_through_a_plain_value_is_a_fault(recipe_path):
 def test_overrides_take_toml_values_and_bare_strings(recipe_path):
     recipe = load_recipe(
         recipe_path,
-        overrides=["name=other", "distill.warm.lr=1e-5", "bench.threads=[1, 2]", "prepare.student={kind='depth', layers=3}"],
+        overrides=[
+            "name=other",
+            "distill.warm.lr=1e-5",
+            "bench.threads=[1, 2]",
+            "prepare.student={kind='depth', layers=3}",
+        ],
     )
     assert recipe.name == "other"
     assert recipe.distill.warm.lr == 1e-5
@@ -130,12 +137,20 @@ def test_section_settings_from_overrides_alone():
 
 
 def test_toml_writer_keeps_every_kind_of_value():
-    document = {"b": True, "i": 3, "f": 1e-07, "s": 'quo"te\\ \n ü \x7f', "l": [1, 2], "t": {"u": {"v": "w"}, "e": {}}}
+    document = {
+        "b": True,
+        "i": 3,
+        "f": 1e-07,
+        "s": 'quo"te\\ \n ü \x7f',
+        "l": [1, 2],
+        "t": {"u": {"v": "w"}, "e": {}},
+    }
     assert tomllib.loads(write_toml({**document, "none": None})) == document
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1", 1), ("1e-3", 1e-3), ("true", True), ("[1]", [1]), ("word", "word"), ("'q'", "q"), ("", "")]
+    ("text", "value"),
+    [("1", 1), ("1e-3", 1e-3), ("true", True), ("[1]", [1]), ("word", "word"), ("'q'", "q"), ("", "")],
 )
 def test_values_of_set(text, value):
     assert parse_value(text) == value

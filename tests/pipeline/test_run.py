@@ -70,7 +70,10 @@ def test_late_setting_reuses_early_stages_of_the_sibling_run_without_copying(run
     second = run("bench.repetitions=2")
     assert stand_in.ran() == ["bench"]
     assert first["run"] != second["run"]
-    paths = [tmp_path / "runs" / summary["run"] / "distill/student/model.safetensors" for summary in (first, second)]
+    paths = [
+        tmp_path / "runs" / summary["run"] / "distill/student/model.safetensors"
+        for summary in (first, second)
+    ]
     assert paths[0].samefile(paths[1])
 
 

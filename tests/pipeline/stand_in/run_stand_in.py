@@ -7,7 +7,8 @@ from ammd.pipeline.cli import main
 from ammd.pipeline.stages import STAGES
 
 stand_ins = {
-    name: dataclasses.replace(stage, module="stand_in_stages", inputs="Inputs") for name, stage in STAGES.items()
+    name: dataclasses.replace(stage, module="stand_in_stages", inputs="Inputs")
+    for name, stage in STAGES.items()
 }
 # The default of `run_recipe` is bound when it is defined.
 ammd.pipeline.run.run_recipe.__kwdefaults__["stages"] = stand_ins

@@ -55,7 +55,9 @@ def _misbehave(fault: str, folder: Path) -> None:
     if fault == "sleep":  # until somebody ends it; the file says that it may be ended now
         grandchild = os.fork()
         who = "child" if grandchild else "grandchild"
-        Path(os.environ["STAND_IN_LOG"]).with_name(f"{who}.pid").write_text(str(os.getpid()), encoding="utf-8")
+        Path(os.environ["STAND_IN_LOG"]).with_name(f"{who}.pid").write_text(
+            str(os.getpid()), encoding="utf-8"
+        )
         time.sleep(600)
         sys.exit(1)
 
@@ -63,7 +65,9 @@ def _misbehave(fault: str, folder: Path) -> None:
 def _checkpoint(folder: Path, *, weights: int) -> None:
     folder.mkdir()
     (folder / "config.json").write_text("{}", encoding="utf-8")
-    header = json.dumps({"w": {"dtype": "F32", "shape": [weights], "data_offsets": [0, 4 * weights]}}).encode()
+    header = json.dumps(
+        {"w": {"dtype": "F32", "shape": [weights], "data_offsets": [0, 4 * weights]}}
+    ).encode()
     body = len(header).to_bytes(8, "little") + header + bytes(4 * weights)
     (folder / "model.safetensors").write_bytes(body)
 
@@ -72,7 +76,9 @@ def _prepare(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
     _checkpoint(folder / "teacher", weights=12)
     _checkpoint(folder / "student", weights=8)
     lines = len(Path(settings.prompts).read_text(encoding="utf-8").splitlines())
-    (folder / "train.jsonl").write_text(f'{{"prompts": {lines}, "seed": {settings.seed}}}\n', encoding="utf-8")
+    (folder / "train.jsonl").write_text(
+        f'{{"prompts": {lines}, "seed": {settings.seed}}}\n', encoding="utf-8"
+    )
     (folder / "heldout.jsonl").write_text('{"prompt": "p", "response": "r"}\n', encoding="utf-8")
     return {"prompts": lines}
 

@@ -1,0 +1,113 @@
+"""Checkpoint folders, sources of models, and tokenizers rebuilt from a GGUF."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ammd.distill.checkpoint import end_token_ids, load_model, load_tokenizer, save_checkpoint
+from ammd.distill.gguf_tokenizer import PROBE_TEXTS, build_tokenizer, check_token_ids
+from ammd.distill.source import check_source, materialize
+from ammd.distill.tokenizers_match import check_same_tokenizer
+from ammd.errors import DistillError, RecipeError, TokenizerMismatchError
+
+
+def test_saved_checkpoint_names_what_older_tools_look_for(tiny_checkpoint: Path) -> None:
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    assert config["rope_theta"] == 10000.0
+    tokenizer = json.loads((tiny_checkpoint / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "<|im_start|>" in tokenizer["chat_template"]
+
+
+def test_end_tokens_are_the_tokenizers_and_the_models(tiny_checkpoint: Path) -> None:
+    model = load_model(tiny_checkpoint, dtype=torch.float32)
+    tokenizer = load_tokenizer(tiny_checkpoint)
+    assert end_token_ids(model, tokenizer) == (2,)
+    model.generation_config.eos_token_id = [0, 2]
+    assert end_token_ids(model, tokenizer) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere/model", "is neither a path that exists"),
+        ("hub:justaname", "is malformed"),
+        ("pypi:package", "is malformed"),
+    ],
+)
+def test_a_source_that_names_nothing_is_refused(source: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check_source(source)
+
+
+def test_a_folder_is_linked_without_its_pickled_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_checkpoint, source)
+    (source / "pytorch_model.bin").write_bytes(b"pickle")
+    materialize(str(source), tmp_path / "teacher")
+    assert not (tmp_path / "teacher/pytorch_model.bin").exists()
+    assert (tmp_path / "teacher/model.safetensors").samefile(source / "model.safetensors")
+
+
+def test_a_folder_without_weights_and_a_file_of_another_kind_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DistillError, match="is not a checkpoint"):
+        materialize(str(tmp_path / "empty"), tmp_path / "out")
+    (tmp_path / "model.bin").write_bytes(b"x")
+    with pytest.raises(RecipeError, match="is a file, but not a GGUF"):
+        materialize(str(tmp_path / "model.bin"), tmp_path / "out")
+
+
+def test_a_broken_checkpoint_is_one_clear_error(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint, broken)
+    (broken / "config.json").write_text('{"model_type": "no-such-model"}')
+    with pytest.raises(DistillError, match="cannot load a model from"):
+        load_model(broken, dtype=torch.float32)
+
+
+def test_same_tokenizer_passes_and_another_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_checkpoint)
+    check_same_tokenizer(load_tokenizer(tiny_checkpoint), tokenizer)
+    other = load_tokenizer(tiny_checkpoint)
+    other.add_tokens(["zzz"])
+    with pytest.raises(TokenizerMismatchError, match="`zzz` is"):
+        check_same_tokenizer(other, tokenizer)
+
+
+@pytest.mark.real
+def test_rebuilt_tokenizer_agrees_with_llama_cpp_and_a_wrong_one_does_not(packaged_gguf: Path) -> None:
+    from tokenizers import pre_tokenizers
+
+    tokenizer = build_tokenizer(packaged_gguf)
+    check_token_ids(tokenizer, packaged_gguf)
+    assert tokenizer.decode(tokenizer.encode(PROBE_TEXTS[3])) == PROBE_TEXTS[3]
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    with pytest.raises(TokenizerMismatchError, match="splits `Hello, world! It's the year 1984"):
+        check_token_ids(tokenizer, packaged_gguf)
+
+
+@pytest.mark.real
+def test_dequantized_teacher_saves_loads_and_knows_its_end_token(
+    smollm2_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = load_model(smollm2_checkpoint, dtype=torch.float32)
+    tokenizer = load_tokenizer(smollm2_checkpoint)
+    assert end_token_ids(model, tokenizer) == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
+    assert json.loads((smollm2_checkpoint / "config.json").read_text())["rope_theta"] == 100000.0
+    save_checkpoint(model, tokenizer, tmp_path / "again")  # transformers marks GGUF models unsaveable
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    with torch.inference_mode():
+        found = model.generate(
+            torch.tensor([tokenizer.encode(ids)]), max_new_tokens=12, do_sample=False, pad_token_id=2
+        )
+    assert "Paris" in tokenizer.decode(found[0])

@@ -1,0 +1,73 @@
+"""Sampling: against transformers' own generation, and its promises about seeds and batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ammd.distill.checkpoint import load_model
+from ammd.distill.kv_cache import InPlaceLayer, build_cache
+from ammd.distill.rollout import Sampling, draw, sample_responses
+
+PROMPTS = [[1, 20, 30, 40], [1, 50], [1, 60, 70, 80, 90, 100], [1, 33, 34]]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path):
+    return load_model(tiny_checkpoint, dtype=torch.float32)
+
+
+def sample(
+    model, *, temperature: float = 0.0, batch_size: int = 4, seed: int = 0, prompts=PROMPTS, ends=(2,)
+):
+    sampling = Sampling(max_new_tokens=12, temperature=temperature, end_token_ids=ends, batch_size=batch_size)
+    return sample_responses(model, prompts, sampling=sampling, generator=torch.Generator().manual_seed(seed))
+
+
+def test_greedy_equals_transformers_generate(model) -> None:
+    for prompt, response in zip(PROMPTS, sample(model), strict=True):
+        ids = torch.tensor([prompt])
+        expected = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=2
+        )
+        assert response == expected[0, len(prompt) :].tolist()
+
+
+def test_greedy_does_not_depend_on_the_batch(model) -> None:
+    assert sample(model, batch_size=1) == sample(model, batch_size=4)
+
+
+def test_same_seed_same_text_and_another_seed_another(model) -> None:
+    assert sample(model, temperature=1.0, seed=3) == sample(model, temperature=1.0, seed=3)
+    assert sample(model, temperature=1.0, seed=3) != sample(model, temperature=1.0, seed=4)
+
+
+def test_rows_end_at_their_end_token_and_leave_the_others_untouched(model) -> None:
+    free = sample(model, ends=(10**6,))
+    ends = (free[0][3], free[2][5])  # tokens that some rows meet early
+    for response, whole in zip(sample(model, ends=ends), free, strict=True):
+        cut = next((index + 1 for index, token in enumerate(whole) if token in ends), len(whole))
+        assert response == whole[:cut]
+
+
+def test_draws_follow_the_distribution() -> None:
+    """20,000 draws: each frequency within 5 standard errors of its probability."""
+    probs = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
+    draws = draw(probs.log().repeat(20_000, 1), temperature=1.0, generator=torch.Generator().manual_seed(0))
+    frequency = torch.bincount(draws, minlength=5) / 20_000
+    assert ((frequency - probs).abs() <= 5 * (probs * (1 - probs) / 20_000).sqrt()).all()
+
+
+def test_cache_is_in_place_and_gives_the_logits_of_a_full_pass(model) -> None:
+    ids = torch.tensor([[1, 20, 30, 40, 50, 60]])
+    cache = build_cache(model, capacity_tokens=8)
+    assert all(isinstance(layer, InPlaceLayer) for layer in cache.layers)
+    from ammd.distill.kv_cache import cache_argument
+
+    with torch.inference_mode():
+        whole = model(input_ids=ids).logits[:, -1]
+        model(input_ids=ids[:, :4], use_cache=True, **{cache_argument(model): cache})
+        stepwise = model(input_ids=ids[:, 4:], use_cache=True, **{cache_argument(model): cache}).logits[:, -1]
+    torch.testing.assert_close(stepwise, whole, rtol=1e-4, atol=1e-5)  # another order of summation

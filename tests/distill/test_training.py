@@ -1,0 +1,164 @@
+"""The loop and the two stages on a tiny random teacher."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ammd.artifact import hash_file
+from ammd.distill import prepare, stage
+from ammd.distill.checkpoint import load_model
+from ammd.distill.objective import Weights
+from ammd.distill.policy import Policy
+from ammd.distill.prompts import read_examples
+from ammd.distill.settings import (
+    Ammd,
+    DepthStudent,
+    DistillSettings,
+    ModelStudent,
+    PrepareSettings,
+    WarmStart,
+)
+from ammd.distill.trainer import Phase, learning_rate_share, run_phase
+from ammd.errors import DataError, DistillError, NonFiniteLossError
+
+PAIRS = [((1, 20 + i, 30), (40 + i, 50, 2)) for i in range(8)]
+SETTINGS = DistillSettings(batch_size=4, precision="float32", chunk_tokens=5)
+
+
+def load(folder: Path) -> Policy:
+    return Policy(load_model(folder, dtype=torch.float32))
+
+
+def train(
+    student: Policy, teacher: Policy, tmp_path: Path, *, off: Weights, lr: float = 1e-3, steps: int = 10
+):
+    curves = tmp_path / "curves.jsonl"
+    phase = Phase(name="test", steps=steps, lr=lr, off=off, on=None)
+    common = {"student": student, "teacher": teacher, "pairs": PAIRS, "settings": SETTINGS, "curves": curves}
+    run_phase(phase, student_texts=None, **common)
+    return [json.loads(line) for line in curves.read_text().splitlines()]
+
+
+def other_student(tiny_checkpoint: Path) -> Policy:
+    student = load(tiny_checkpoint)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        for parameter in student.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return student
+
+
+@pytest.mark.parametrize("off", [Weights(kl=1.0), Weights(game=1.0)])
+def test_training_closes_the_gap(tiny_checkpoint: Path, tmp_path: Path, off: Weights) -> None:
+    rows = train(other_student(tiny_checkpoint), load(tiny_checkpoint), tmp_path, off=off, steps=30)
+    assert rows[-1]["d_off"] < 0.3 * rows[0]["d_off"]
+    assert rows[-1]["kl_nats"] < 0.3 * rows[0]["kl_nats"]
+
+
+def test_training_that_starts_at_the_teacher_stays_there(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rows = train(load(tiny_checkpoint), load(tiny_checkpoint), tmp_path, off=Weights(game=1.0), lr=1e-5)
+    assert max(row["d_off"] for row in rows) < 1e-4
+    assert max(row["kl_nats"] for row in rows) < 1e-4
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    student = load(tiny_checkpoint)
+    with torch.no_grad():
+        student.model.base_model.norm.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteLossError, match="at step 1 of phase `test`"):
+        train(student, load(tiny_checkpoint), tmp_path, off=Weights(kl=1.0))
+
+
+def test_a_model_whose_logits_are_not_the_plain_product_is_refused(tiny_checkpoint: Path) -> None:
+    model = load_model(tiny_checkpoint, dtype=torch.float32)
+    model.lm_head.register_forward_hook(lambda _module, _inputs, output: 30 * torch.tanh(output / 0.1))
+    with pytest.raises(DistillError, match="scaled, capped or biased"):
+        Policy(model)
+
+
+def test_learning_rate_rises_then_falls_to_a_tenth() -> None:
+    shares = [learning_rate_share(done, 100) for done in range(100)]
+    assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert shares[5] == pytest.approx(1.0)
+    assert shares == sorted(shares[:5]) + sorted(shares[5:], reverse=True)
+    assert learning_rate_share(100, 100) == pytest.approx(0.1)
+
+
+def prepared(tiny_checkpoint: Path, tmp_path: Path, **changes: object) -> Path:
+    train_file, heldout = tmp_path / "train.jsonl", tmp_path / "heldout.jsonl"
+    rows = [{"prompt": f"the {i} in a"} for i in range(10)] + [{"prompt": "then", "response": "the an in"}]
+    train_file.write_text("\n".join(map(json.dumps, rows)))
+    heldout.write_text(json.dumps({"prompt": "an", "response": "reference"}))
+    settings = PrepareSettings.model_validate(
+        {
+            "teacher": str(tiny_checkpoint),
+            "student": DepthStudent(layers=3),
+            "prompts": str(train_file),
+            "heldout": str(heldout),
+            "response_tokens": 8,
+            "seed": 5,
+            **changes,
+        }
+    )
+    folder = tmp_path / "prepare"
+    folder.mkdir()
+    prepare.run(prepare.PrepareInputs(), settings, folder)
+    return folder
+
+
+def test_prepare_writes_texts_and_a_cut_student(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = prepared(tiny_checkpoint, tmp_path)
+    examples = read_examples(folder / "train.jsonl")
+    assert len(examples) == 11
+    assert examples[-1].response == "the an in"
+    assert examples[-1].response_ids[-1] == 2
+    assert all(0 < len(example.response_ids) <= 8 for example in examples)
+    heldout = json.loads((folder / "heldout.jsonl").read_text())
+    assert heldout["reference"] == "reference"
+    assert load_model(folder / "student", dtype=torch.float32).config.num_hidden_layers == 3
+    again = tmp_path / "again"
+    again.mkdir()
+    other = prepared(tiny_checkpoint, again)
+    for name in ("train.jsonl", "heldout.jsonl", "student/model.safetensors"):
+        assert hash_file(other / name) == hash_file(folder / name)
+
+
+def test_prepare_takes_another_model_as_student_and_fewer_prompts(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = prepared(
+        tiny_checkpoint, tmp_path, student=ModelStudent(source=str(tiny_checkpoint)), max_prompts=4
+    )
+    assert len(read_examples(folder / "train.jsonl")) == 4
+    assert (folder / "student/model.safetensors").samefile(tiny_checkpoint / "model.safetensors")
+
+
+def test_prepare_refuses_a_prompt_beyond_the_context(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"line 1 has .* tokens, the model's context leaves room for 2"):
+        prepared(tiny_checkpoint, tmp_path, response_tokens=510)
+
+
+def test_distill_writes_both_checkpoints_and_is_reproducible(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = prepared(tiny_checkpoint, tmp_path)
+    settings = DistillSettings(
+        batch_size=4,
+        precision="float32",
+        warm=WarmStart(steps=4, lr=1e-3),
+        objective=Ammd(steps=5, lr=1e-3, discount=0.5, rollout_reuse_steps=2, kd_weight=0.1),
+        seed=5,
+    )
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        stage.run(stage.DistillInputs(prepared=source), settings, tmp_path / name)
+    rows = [json.loads(line) for line in (tmp_path / "one/curves.jsonl").read_text().splitlines()]
+    assert [row["phase"] for row in rows] == ["warm"] * 4 + ["ammd"] * 5
+    assert all("d_on" in row and "future_gap" in row for row in rows[4:])
+    assert all("d_on" not in row for row in rows[:4])
+    hashes = {name: hash_file(tmp_path / name / "student/model.safetensors") for name in ("one", "two")}
+    assert hashes["one"] == hashes["two"]
+    assert hash_file(tmp_path / "one/warm/model.safetensors") != hashes["one"]
+    assert load_model(tmp_path / "one/student", dtype=torch.bfloat16).dtype == torch.bfloat16
