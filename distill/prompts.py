@@ -57,7 +57,8 @@ def read_conversations(path: Path) -> list[Conversation]:
         DataError: The file is missing, empty, or a line is malformed (named by its number).
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not `splitlines`: JSON allows U+2028 and the like inside a string.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError as exc:
         raise DataError(f"no data file at `{path}`", path=str(path)) from exc
     except (OSError, UnicodeDecodeError) as exc:
@@ -130,7 +131,8 @@ def read_examples(path: Path) -> list[Example]:
         DataError: The file is missing or a line is not an example.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").split("\n")
+        rows = [json.loads(line) for line in lines if line]
         return [
             Example(
                 prompt=row["prompt"],
