@@ -67,7 +67,9 @@ def matching_loss(
         chunk_tokens: Rows whose logits exist at once.
     """
     sums = Sums(tokens=len(hiddens))
-    loss: torch.Tensor = _MatchingLoss.apply(hiddens, head, states, weights, score, chunk_tokens, sums)
+    loss: torch.Tensor = _MatchingLoss.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        hiddens, head, states, weights, score, chunk_tokens, sums
+    )
     return loss, sums
 
 

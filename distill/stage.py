@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,14 +58,20 @@ def run(inputs: DistillInputs, settings: DistillSettings, folder: Path) -> dict[
     ]
     if not pairs:
         raise DistillError(f"`{inputs.prepared / 'train.jsonl'}` holds no responses to learn from")
-    curves = folder / "curves.jsonl"
-    common = {"student": student, "teacher": teacher, "pairs": pairs, "settings": settings, "curves": curves}
+    train = partial(
+        run_phase,
+        student=student,
+        teacher=teacher,
+        pairs=pairs,
+        settings=settings,
+        curves=folder / "curves.jsonl",
+    )
 
-    run_phase(warm_phase(settings.warm), student_texts=None, **common)
+    train(warm_phase(settings.warm), student_texts=None)
     _save(student, tokenizer, folder / "warm")
 
     texts = _student_texts(student, tokenizer, pairs, settings, dtype)
-    run_phase(ammd_phase(settings.objective), student_texts=texts, **common)
+    train(ammd_phase(settings.objective), student_texts=texts)
     _save(student, tokenizer, folder / "student")
     return {
         "precision": "bfloat16" if dtype == torch.bfloat16 else "float32",
