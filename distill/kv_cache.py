@@ -31,7 +31,9 @@ class InPlaceLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not t
         """Append the new states and return all so far. [B, heads, new, D] to [B, heads, all, D]."""
         start = self.get_seq_length()
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            # The parent's own initialization takes other arguments in transformers 4 than in 5.
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.is_initialized = True
             batch, heads, _, width = key_states.shape
             room = (batch, heads, self._capacity_tokens)
             self._key_buffer = key_states.new_empty(*room, width)
