@@ -9,6 +9,7 @@ know; `check_token_ids` then compares it with llama.cpp on text that tells such 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,15 +140,9 @@ def _pre_tokenizer(name: str | None, *, where: Path) -> Any:
 
 def _llama_token_ids(gguf_path: Path, texts: tuple[str, ...]) -> list[list[int]]:
     """Tokenize with llama.cpp, special tokens parsed, nothing added; loads the vocabulary only."""
-    import ctypes
-
     import llama_cpp
 
-    def silence(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
-        """Drop the library's log: a failure shows as a null model below."""
-
-    callback = llama_cpp.llama_log_callback(silence)
-    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    _silence_llama_cpp()
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
     model = llama_cpp.llama_model_load_from_file(str(gguf_path).encode(), params)
@@ -158,6 +153,21 @@ def _llama_token_ids(gguf_path: Path, texts: tuple[str, ...]) -> list[list[int]]
         return [_encode(vocab, text.encode()) for text in texts]
     finally:
         llama_cpp.llama_model_free(model)
+
+
+@functools.cache
+def _silence_llama_cpp() -> object:
+    """Drop llama.cpp's log, a failure shows as a null model. The cache keeps the callback alive: it is not copied."""
+    import ctypes
+
+    import llama_cpp
+
+    def silence(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
+        """Say nothing."""
+
+    callback = llama_cpp.llama_log_callback(silence)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    return callback
 
 
 def _encode(vocab: Any, text: bytes) -> list[int]:

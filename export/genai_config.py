@@ -16,6 +16,7 @@ from typing import Any
 from ammd.errors import ExportError
 
 from .checkpoint_facts import read_json
+from .genai_tokenizer import spell_out_digits
 
 _COPIED = ("tokenizer.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
 _SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -86,6 +87,8 @@ def _copy_tokenizer(folder: Path, checkpoint: Path, *, context_tokens: int) -> N
     for name in _COPIED:
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, folder / name)
+    if (folder / "tokenizer.json").is_file():
+        _write_json(folder / "tokenizer.json", spell_out_digits(read_json(folder / "tokenizer.json")))
     settings = read_json(checkpoint / "tokenizer_config.json")
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
