@@ -9,6 +9,7 @@ import pytest
 
 from ammd.errors import ArtifactError, ExportError
 from ammd.export.genai_config import end_token_ids, mend_genai_folder
+from ammd.export.genai_tokenizer import spell_out_digits
 
 
 @pytest.fixture
@@ -80,9 +81,11 @@ def test_sampling_defaults_are_the_models_own(built: Path, checkpoint: Path) -> 
 
 def test_tokenizer_files_are_the_checkpoints_own(built: Path, checkpoint: Path) -> None:
     mend_genai_folder(built, checkpoint)
-    for name in ("tokenizer.json", "chat_template.jinja"):
-        if (checkpoint / name).exists():
-            assert (built / name).read_bytes() == (checkpoint / name).read_bytes()
+    if (checkpoint / "chat_template.jinja").exists():
+        template = (checkpoint / "chat_template.jinja").read_bytes()
+        assert (built / "chat_template.jinja").read_bytes() == template
+    document = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
+    assert _read(built, "tokenizer.json") == spell_out_digits(document)
     assert _read(built, "tokenizer_config.json")["model_max_length"] == 512
     assert (
         "chat_template" in _read(built, "tokenizer_config.json") or (built / "chat_template.jinja").exists()
