@@ -125,7 +125,11 @@ def value_of(row: Mapping[str, Any], column: Column) -> float | None:
 
 def show(value: float | None, column: Column) -> str:
     """Return the number as tables show it, without its unit."""
-    return "–" if value is None else f"{value / column.per_unit:,.{column.digits}f}"
+    if value is None:
+        return "–"
+    shown = value / column.per_unit
+    text = f"{shown:,.{column.digits}f}"
+    return f"{shown:.0e}" if shown and not text.strip("-0.") else text  # small is not nothing
 
 
 def used_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:

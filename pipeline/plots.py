@@ -126,15 +126,23 @@ def draw_trade(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
 def _draw_lines(curves: Sequence[Mapping[str, Any]], lines: Sequence[_Curve], *, salt: str) -> str:
     def draw(axes: Axes) -> None:
         for index, line in enumerate(lines):
-            points = [(row["seconds"], y) for row in curves if (y := _number(row, line.key)) is not None]
-            seconds, values = zip(*points, strict=True)
-            axes.plot(seconds, values, color=_COLOURS[index], linewidth=1.4, label=line.label)
+            label = line.label
+            # Phase by phase: what a phase minimises is not what the one before it did.
+            for phase in dict.fromkeys(row.get("phase") for row in curves):
+                of_phase = [row for row in curves if row.get("phase") == phase]
+                points = [
+                    (row["seconds"], y) for row in of_phase if (y := _number(row, line.key)) is not None
+                ]
+                if points:
+                    axes.plot(*zip(*points, strict=True), color=_COLOURS[index], linewidth=1.4, label=label)
+                    label = "_"  # one entry of the legend for all phases
         if border := _phase_border(curves):
             axes.axvline(border, color=_INK, alpha=0.35, linewidth=0.8, linestyle=":")
             axes.text(border, 1, " AMMD ▸", transform=axes.get_xaxis_transform(), va="top", fontsize=8)
         axes.set_xlim(0, max(row["seconds"] for row in curves))
         axes.set_xlabel("seconds of training")
-        axes.set_ylim(bottom=0)
+        if axes.get_ylim()[0] > 0:
+            axes.set_ylim(bottom=0)  # a game's loss may be negative, and is shown then
         if len(lines) > 1:
             axes.legend()
 

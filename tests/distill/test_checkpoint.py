@@ -87,7 +87,7 @@ def test_rebuilt_tokenizer_agrees_with_llama_cpp_and_a_wrong_one_does_not(packag
     tokenizer = build_tokenizer(packaged_gguf)
     check_token_ids(tokenizer, packaged_gguf)
     assert tokenizer.decode(tokenizer.encode(PROBE_TEXTS[3])) == PROBE_TEXTS[3]
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     with pytest.raises(TokenizerMismatchError, match="splits `Hello, world! It's the year 1984"):
         check_token_ids(tokenizer, packaged_gguf)
 
