@@ -17,6 +17,7 @@ import torch
 
 from ammd.errors import DistillError
 
+from .batches import endless_order
 from .checkpoint import end_token_ids, load_model, load_tokenizer, save_checkpoint
 from .objective import Weights
 from .policy import Policy
@@ -58,11 +59,14 @@ def run(inputs: DistillInputs, settings: DistillSettings, folder: Path) -> dict[
     ]
     if not pairs:
         raise DistillError(f"`{inputs.prepared / 'train.jsonl'}` holds no responses to learn from")
+    lengths = [len(prompt) + len(response) for prompt, response in pairs]
+    order = endless_order(lengths, batch_size=settings.batch_size, seed=settings.seed)
     train = partial(
         run_phase,
         student=student,
         teacher=teacher,
         pairs=pairs,
+        order=order,
         settings=settings,
         curves=folder / "curves.jsonl",
     )

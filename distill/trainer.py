@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from ammd.errors import NonFiniteLossError
 from ammd.machine import has_fast_bfloat16, keep_freed_memory
 from ammd.progress import progress
 
-from .batches import Batch, TokenPair, build_batch, endless_order
+from .batches import Batch, TokenPair, build_batch
 from .chunked import Score, States, Sums, matching_loss
 from .objective import Weights
 from .policy import Policy
@@ -77,11 +77,15 @@ def run_phase(
     student: Policy,
     teacher: Policy,
     pairs: Sequence[TokenPair],
+    order: Iterator[list[int]],
     student_texts: StudentTexts | None,
     settings: DistillSettings,
     curves: Path,
 ) -> None:
     """Train `student` in place for one phase and append a line a step to `curves`.
+
+    `order` yields the indices of each batch; phases share one, so that the second goes on with texts that the
+    first has not seen instead of going over the same ones again.
 
     Raises:
         NonFiniteLossError: The loss or a gradient became infinite or not a number.
@@ -91,11 +95,6 @@ def run_phase(
     for policy in (student, teacher):
         policy.model.set_attn_implementation("eager" if longest <= _EAGER_TOKENS else "sdpa")
     loop = _Loop(phase, student, teacher, settings)
-    order = endless_order(
-        [len(prompt) + len(response) for prompt, response in pairs],
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-    )
     with progress(f"distill {phase.name}", phase.steps) as report, curves.open("a", encoding="utf-8") as log:
         for step in range(1, phase.steps + 1):
             off = build_batch([pairs[index] for index in next(order)])

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ammd.artifact import hash_file
-from ammd.distill import prepare, stage
+from ammd.distill import prepare, stage, trainer
+from ammd.distill.batches import endless_order
 from ammd.distill.checkpoint import load_model
 from ammd.distill.objective import Weights
 from ammd.distill.policy import Policy
@@ -37,8 +38,16 @@ def train(
     student: Policy, teacher: Policy, tmp_path: Path, *, off: Weights, lr: float = 1e-3, steps: int = 10
 ):
     curves = tmp_path / "curves.jsonl"
+    order = endless_order([6] * len(PAIRS), batch_size=4, seed=0)
     phase = Phase(name="test", steps=steps, lr=lr, off=off, on=None)
-    common = {"student": student, "teacher": teacher, "pairs": PAIRS, "settings": SETTINGS, "curves": curves}
+    common = {
+        "student": student,
+        "teacher": teacher,
+        "pairs": PAIRS,
+        "order": order,
+        "settings": SETTINGS,
+        "curves": curves,
+    }
     run_phase(phase, student_texts=None, **common)
     return [json.loads(line) for line in curves.read_text().splitlines()]
 
@@ -162,3 +171,24 @@ def test_distill_writes_both_checkpoints_and_is_reproducible(tiny_checkpoint: Pa
     assert hashes["one"] == hashes["two"]
     assert hash_file(tmp_path / "one/warm/model.safetensors") != hashes["one"]
     assert load_model(tmp_path / "one/student", dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_the_second_phase_goes_on_where_the_first_stopped(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eleven texts in batches of five: the first two batches, one a phase, share none."""
+    source = prepared(tiny_checkpoint, tmp_path)
+    seen: list[set[tuple[int, ...]]] = []
+    build = trainer.build_batch
+
+    def record(pairs):
+        seen.append({tuple(prompt) for prompt, _ in pairs})
+        return build(pairs)
+
+    monkeypatch.setattr(trainer, "build_batch", record)
+    one_step = {"warm": {"steps": 1}, "objective": {"steps": 1}}
+    settings = DistillSettings.model_validate({"batch_size": 5, "precision": "float32", **one_step})
+    (tmp_path / "out").mkdir()
+    stage.run(stage.DistillInputs(prepared=source), settings, tmp_path / "out")
+    assert len(seen) == 2
+    assert seen[0].isdisjoint(seen[1])
