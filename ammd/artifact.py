@@ -105,6 +105,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL_PREFIX}{target.name}-", dir=target.parent))
+        folder.chmod(target.parent.stat().st_mode & 0o777)  # mkdtemp's own mode locks other users out
     except OSError as exc:
         raise ArtifactError(
             f"cannot write to `{target.parent}`: {exc.strerror}", path=str(target.parent)

@@ -23,6 +23,7 @@ class InPlaceLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not t
     def __init__(self, capacity_tokens: int) -> None:
         super().__init__()
         self._capacity_tokens = capacity_tokens
+        self.is_initialized: bool = False
         self._key_buffer = self._value_buffer = torch.empty(0)
 
     def update(

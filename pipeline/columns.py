@@ -31,6 +31,7 @@ class Column:
     better: Better
 
 
+_NOISE = 1e-7  # below float32's precision: a teacher's distance to itself
 COLUMNS = (
     Column(
         section="",
@@ -129,7 +130,8 @@ def show(value: float | None, column: Column) -> str:
         return "–"
     shown = value / column.per_unit
     text = f"{shown:,.{column.digits}f}"
-    return f"{shown:.0e}" if shown and not text.strip("-0.") else text  # small is not nothing
+    lost = abs(shown) > _NOISE and not text.strip("-0.")
+    return f"{shown:.0e}" if lost else text  # small is not nothing
 
 
 def used_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:

@@ -47,7 +47,7 @@ _TABLE = (
         libraries=("torch", "transformers", "accelerate"),
         error="DistillError",
         disk_bytes_per_parameter=8,
-        memory_bytes_per_parameter=22,
+        memory_bytes_per_parameter=36,
     ),
     Stage(
         name="export",

@@ -36,6 +36,7 @@ def test_end_tokens_are_the_tokenizers_and_the_models(tiny_checkpoint: Path) -> 
     ("source", "message"),
     [
         ("nowhere/model", "is neither a path that exists"),
+        (" ", "is empty"),
         ("hub:justaname", "is malformed"),
         ("pypi:package", "is malformed"),
     ],

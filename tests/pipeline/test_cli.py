@@ -150,7 +150,7 @@ def ran(recipe_path, tmp_path, stand_in):
 
     def ran(*options):
         process = stand_in.start(recipe_path, tmp_path / "runs", *options)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
         return out, err
 

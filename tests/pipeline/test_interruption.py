@@ -10,7 +10,7 @@ from ammd.pipeline.cache import run_lock
 
 
 def finish(process):
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 

@@ -1,6 +1,7 @@
 """The real command line on stand-in stages: for tests that kill it, interrupt it or read what it prints."""
 
 import dataclasses
+import signal
 
 import ammd.pipeline.run
 from ammd.pipeline.cli import main
@@ -14,4 +15,6 @@ stand_ins = {
 ammd.pipeline.run.run_recipe.__kwdefaults__["stages"] = stand_ins
 
 if __name__ == "__main__":
+    # A test run started in the background has interrupts switched off, and its children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

@@ -1,0 +1,104 @@
+"""The report page: whole, self-contained, safe to open, readable where numbers are missing."""
+
+import re
+
+import pytest
+
+from ammd.pipeline.columns import COLUMNS, show, used_columns, value_of
+from ammd.pipeline.plots import draw_curves, draw_trade
+from ammd.pipeline.recipe import load_recipe
+from ammd.pipeline.run import run_recipe
+
+
+@pytest.fixture
+def page(tmp_path, recipe_path, stand_in):
+    """The report of a run of the stand-ins."""
+    summary = run_recipe(load_recipe(recipe_path), runs_dir=tmp_path / "runs", stages=stand_in.stages)
+    return (tmp_path / "runs" / summary["run"] / "report.html").read_text(encoding="utf-8")
+
+
+def test_page_asks_nothing_of_the_network_and_runs_no_script(page):
+    without_names = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    assert not re.search(r"https?://|//\w|<script|<link|@import|src=", without_names)
+
+
+def test_text_of_models_is_escaped(page):
+    assert "What &lt;b&gt;is&lt;/b&gt; it?" in page
+    assert "It is &lt;i&gt;gguf-q8_0&lt;/i&gt;." in page
+    assert "<i>" not in page
+
+
+def test_page_shows_models_plots_proofs_answers_stages_machine_and_recipe(page):
+    headings = (
+        "Models and files",
+        "Trade and training",
+        "Proofs of the files",
+        "Answers to held-out prompts",
+    )
+    for text in (*headings, "Stages", "Machine and versions", "Recipe", "layers = 1", "kl nats"):
+        assert text in page
+    assert page.count("<svg") == 4  # trade, loss, distances, KL
+
+
+def test_ids_of_drawings_on_one_page_are_distinct(page):
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    for reference in re.findall(r'(?:href="|url\()#([^")]+)', page):
+        assert reference in ids
+
+
+def test_drawings_take_the_colour_of_the_page(page):
+    assert "currentColor" in page
+    assert "#010203" not in page
+    assert "#ffffff" not in page.split("</style>", 1)[1]
+
+
+def test_phases_share_one_clock():
+    rows = [
+        {"phase": "warm", "seconds": 10.0, "loss": 2.0},
+        {"phase": "warm", "seconds": 20.0, "loss": 1.5},
+        {"phase": "ammd", "seconds": 5.0, "loss": 1.0},
+    ]
+    (plot,) = draw_curves(rows)
+    assert plot.title == "Loss"
+    assert ">25<" in plot.svg.replace(" ", "")  # 20 s of warm start and 5 s of AMMD
+
+
+def test_nothing_measured_draws_nothing():
+    assert draw_curves([]) == []
+    assert draw_trade([{"name": "x", "bytes": 1, "quality": None, "bench": None}]) is None
+
+
+def test_missing_number_is_a_dash_and_its_column_goes_when_nobody_has_it():
+    rows = [{"bytes": 2**20, "quality": {"rouge_l": 0.25}}, {"bytes": 2**21, "quality": None}]
+    columns = used_columns(rows)
+    assert [column.key for column in columns] == ["bytes", "rouge_l"]
+    assert [[show(value_of(row, column), column) for column in columns] for row in rows] == [
+        ["1", "25.0"],
+        ["2", "–"],
+    ]
+
+
+def test_small_number_is_not_shown_as_nothing():
+    kl = next(column for column in COLUMNS if column.key == "kl_nats")
+    assert [show(value, kl) for value in (0.0, 2e-8, 1.2e-6, 2.64e-3)] == [
+        "0.00000",
+        "0.00000",
+        "1e-06",
+        "0.00264",
+    ]
+
+
+def test_loss_below_zero_stays_in_the_picture():
+    def lowest_tick(losses):
+        rows = [{"phase": "ammd", "seconds": float(at), "loss": loss} for at, loss in enumerate(losses)]
+        ticks = re.findall(r">([−-]?\d+\.\d+)</text>", draw_curves(rows)[0].svg)
+        return min(float(tick.replace("−", "-")) for tick in ticks)
+
+    assert lowest_tick([1.0, 0.5]) == 0
+    assert lowest_tick([1.0, -0.5]) < 0
+
+
+def test_every_column_is_defined_in_the_documentation(request):
+    fields = (request.config.rootpath / "docs" / "fields.md").read_text(encoding="utf-8")
+    assert [column.key for column in COLUMNS if f"`{column.key}`" not in fields] == []
