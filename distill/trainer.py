@@ -178,9 +178,8 @@ class _Loop:
             hiddens = self._student(batch)
         policy: Policy = self._accelerator.unwrap_model(self._student)
         if uses_bfloat16(self._settings):
-            hiddens = (
-                hiddens.bfloat16()
-            )  # the final norm comes out in float32; the head's products need not be
+            # The final norm comes out in float32; the head's products need not be.
+            hiddens = hiddens.bfloat16()
         states = States(
             teacher_hiddens=teacher_hiddens,
             teacher_head=self._teacher.head,
