@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import os
 import platform
@@ -115,23 +114,6 @@ def peak_rss_bytes() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory for the next tensor instead of handing it back; elsewhere do nothing.
-
-    A training step frees and takes the same buffers again and again. Handed back each time, they cost four
-    million page faults and a third of the step (measured: 4.8 s a step without this, 3.4 s with it). The
-    largest buffers (above 32 MiB, glibc's own bound) are still handed back, or the heap would fragment.
-    """
-    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # parameter numbers in malloc.h
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(trim_threshold, 1 << 30)
-    mallopt(mmap_threshold, 32 << 20)
-    mallopt(arena_max, 1)
 
 
 def _cpuinfo(field: str) -> str | None:

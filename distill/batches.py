@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 
@@ -20,6 +21,7 @@ class Batch:
     token_ids: torch.Tensor  # int64 [B, T]
     attention_mask: torch.Tensor  # int64 [B, T]  1 on prompt and response
     response_mask: torch.Tensor  # bool [B, T]  True on response tokens, end token included
+    shared_tokens: int = 0  # all rows begin with the same so many tokens, none of which predicts a response
 
     @property
     def state_mask(self) -> torch.Tensor:
@@ -51,7 +53,19 @@ def build_batch(pairs: Sequence[TokenPair]) -> Batch:
         token_ids[row, :length] = torch.tensor([*prompt, *response])
         attention_mask[row, :length] = 1
         response_mask[row, len(prompt) : length] = True
-    return Batch(token_ids=token_ids, attention_mask=attention_mask, response_mask=response_mask)
+    return Batch(
+        token_ids=token_ids,
+        attention_mask=attention_mask,
+        response_mask=response_mask,
+        shared_tokens=shared_tokens([prompt for prompt, _ in pairs]),
+    )
+
+
+def shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many first tokens are the same in all prompts, each one's last token left out."""
+    shortest = min(map(len, prompts)) - 1
+    columns = zip(*(prompt[:shortest] for prompt in prompts), strict=True)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def endless_order(lengths: Sequence[int], *, batch_size: int, seed: int) -> Iterator[list[int]]:
@@ -70,3 +84,10 @@ def endless_order(lengths: Sequence[int], *, batch_size: int, seed: int) -> Iter
             batches += [pool[cut : cut + size] for cut in range(0, len(pool) - size + 1, size)]
         for index in torch.randperm(len(batches), generator=generator).tolist():
             yield batches[index]
+
+
+def cut_batches(order: Iterator[list[int]], size: int) -> Iterator[list[int]]:
+    """Yield the batches of `order` in pieces of at most `size` rows."""
+    for batch in order:
+        for start in range(0, len(batch), size):
+            yield batch[start : start + size]

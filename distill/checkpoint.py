@@ -8,6 +8,7 @@ transformers 5 writes a tokenizer class name that older versions and converters 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import logging
@@ -37,6 +38,18 @@ def load_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
     except (OSError, ValueError, KeyError) as exc:
         raise DistillError(f"cannot load a model from `{folder}`: {_first_line(exc)}") from exc
     return model.eval()
+
+
+def copy_in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a copy with parameters in `dtype`, without gradients. Buffers stay as they are.
+
+    `model.to(dtype)` would also round the rotary frequencies: at bfloat16 the angle of position 100 is then off
+    by up to 0.3 radians. Nothing is held twice in the wider dtype on the way.
+    """
+    from torch.nn import Parameter
+
+    cast = {id(p): Parameter(p.detach().to(dtype), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, cast)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -2,7 +2,9 @@
 
 Logits of response tokens exist for one chunk at a time: both heads project the chunk, `objective.py` gives values
 and the gradient by the student's logits, and that gradient goes straight back through the head. The backward pass
-of the network then starts from a ready [N, H] gradient. Memory is `chunk_tokens * V` floats, a few times over.
+of the network then starts from a ready [N, H] gradient. Memory is twice `chunk_tokens * V` numbers in the dtype of
+the matrix products; what is done to each number in float32 is done a few rows at a time, which stay in the
+processor's cache meanwhile.
 
 Chunks run from the last token to the first, so that the future gaps of a token (discount > 0) are known when
 its own gradient is made.
@@ -16,6 +18,9 @@ from typing import Any
 import torch
 
 from .objective import Weights, future_gaps, state_terms
+
+# Float32 bytes of one tensor of a block of rows: some five such tensors then fit in the last-level cache.
+_BLOCK_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,35 +96,43 @@ class _MatchingLoss(torch.autograd.Function):
         student_head = head.to(hiddens.dtype)
         grad_hiddens = torch.empty_like(hiddens)
         grad_head = torch.zeros_like(head, dtype=torch.float32)
+        block_rows = max(1, _BLOCK_BYTES // (4 * len(head)))
         carry = 0.0
         loss = 0.0
         for end in range(count, 0, -chunk_tokens):
-            rows = slice(max(0, end - chunk_tokens), end)
-            student_logprobs = _logprobs(hiddens[rows], student_head)
-            teacher_logprobs = _logprobs(states.teacher_hiddens[rows], states.teacher_head)
-            taken = student_logprobs.gather(1, states.targets[rows, None]).squeeze(1)
-            terms = state_terms(teacher_logprobs, student_logprobs, weights=weights)
-            grad = terms.grad_logits
-            loss += float((weights.kl * terms.kl + weights.game * terms.gap).sum())
-            if score.discount > 0:
-                futures = future_gaps(
-                    terms.gap, states.last_in_row[rows], discount=score.discount, carry=carry
-                )
-                carry = float(terms.gap[0] + futures[0])
-                advantage = (
-                    (futures - score.baseline).mul_(weights.game).masked_fill_(states.last_in_row[rows], 0)
-                )
-                # Descend  log Q(taken) * advantage:  its gradient by the logits is  advantage (onehot - Q).
-                grad.sub_(advantage[:, None] * student_logprobs.exp())
-                grad.scatter_add_(1, states.targets[rows, None], advantage[:, None])
-                loss += float((taken * advantage).sum())
-                sums.future_gap += float(futures.sum()) / count
-            grad = grad.to(hiddens.dtype)
-            grad_hiddens[rows] = grad @ student_head
-            grad_head += grad.T @ hiddens[rows]
-            sums.kl_nats += float(terms.kl.sum()) / count
-            sums.gap += float(terms.gap.sum()) / count
-            sums.total_variation += float(terms.total_variation.sum()) / count
+            chunk = slice(max(0, end - chunk_tokens), end)
+            student_logits = hiddens[chunk] @ student_head.T
+            teacher_logits = states.teacher_hiddens[chunk] @ states.teacher_head.T
+            for block_end in range(end, chunk.start, -block_rows):
+                rows = slice(max(chunk.start, block_end - block_rows), block_end)
+                local = slice(rows.start - chunk.start, rows.stop - chunk.start)
+                student_logprobs = student_logits[local].float().log_softmax(-1)
+                teacher_logprobs = teacher_logits[local].float().log_softmax(-1)
+                taken = student_logprobs.gather(1, states.targets[rows, None]).squeeze(1)
+                terms = state_terms(teacher_logprobs, student_logprobs, weights=weights)
+                grad = terms.grad_logits
+                loss += float((weights.kl * terms.kl + weights.game * terms.gap).sum())
+                if score.discount > 0:
+                    futures = future_gaps(
+                        terms.gap, states.last_in_row[rows], discount=score.discount, carry=carry
+                    )
+                    carry = float(terms.gap[0] + futures[0])
+                    advantage = (
+                        (futures - score.baseline)
+                        .mul_(weights.game)
+                        .masked_fill_(states.last_in_row[rows], 0)
+                    )
+                    # Descend  log Q(taken) * advantage:  its gradient by the logits is  advantage (onehot - Q).
+                    grad.sub_(student_logprobs.exp_().mul_(advantage[:, None]))
+                    grad.scatter_add_(1, states.targets[rows, None], advantage[:, None])
+                    loss += float((taken * advantage).sum())
+                    sums.future_gap += float(futures.sum()) / count
+                sums.kl_nats += float(terms.kl.sum()) / count
+                sums.gap += float(terms.gap.sum()) / count
+                sums.total_variation += float(terms.total_variation.sum()) / count
+                student_logits[local] = grad  # these logits are not needed again
+            grad_hiddens[chunk] = student_logits @ student_head
+            grad_head += student_logits.T @ hiddens[chunk]
         context.save_for_backward(grad_hiddens.div_(count), grad_head.div_(count))
         context.head_dtype = head.dtype
         return torch.tensor(loss / count)
@@ -133,8 +146,3 @@ class _MatchingLoss(torch.autograd.Function):
             (grad_head * scale).to(context.head_dtype),
             *[None] * 5,
         )
-
-
-def _logprobs(hiddens: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-    """Project and normalize: [C, H] and [V, H] to float32 [C, V]."""
-    return torch.log_softmax((hiddens @ head.T).float(), dim=-1)

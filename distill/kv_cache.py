@@ -46,6 +46,10 @@ class InPlaceLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not t
         self.values = self._value_buffer[:, :, :end]
         return self.keys, self.values
 
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Make `repeats` rows of each."""
+        self.batch_select_indices(torch.arange(len(self._key_buffer)).repeat_interleave(repeats))
+
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep only these rows of the batch."""
         end = self.get_seq_length()
@@ -57,11 +61,20 @@ class InPlaceLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not t
 
 def build_cache(model: PreTrainedModel, *, capacity_tokens: int) -> Cache:
     """Return an empty cache for `model` with room for `capacity_tokens` a row."""
-    standard = DynamicCache(config=model.config)
-    layers = getattr(standard, "layers", [])
-    if layers and all(type(layer) is DynamicLayer for layer in layers):
-        return Cache(layers=[InPlaceLayer(capacity_tokens) for _ in layers])
-    return standard
+    if has_plain_cache(model):
+        return Cache(layers=[InPlaceLayer(capacity_tokens) for _ in DynamicCache(config=model.config).layers])
+    return DynamicCache(config=model.config)
+
+
+def has_plain_cache(model: PreTrainedModel) -> bool:
+    """Tell whether every layer caches keys and values of all tokens, and nothing else."""
+    layers = getattr(DynamicCache(config=model.config), "layers", [])
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def build_shared_cache(model: PreTrainedModel) -> DynamicCache:
+    """Return an empty cache through which gradients flow, for tokens that all rows of a batch begin with."""
+    return DynamicCache(config=model.config)
 
 
 def cache_argument(model: PreTrainedModel) -> str:

@@ -3,15 +3,20 @@
 Loss code never asks a model for logits of a whole batch; it asks for the final hidden states at the states that
 count and projects them chunk by chunk. That is only right where logits are exactly `head @ hidden`, which
 `Policy` checks on the model itself.
+
+Tokens that all rows begin with (a system prompt, say) go through the network once: their keys and values serve every
+row, and the rows' gradients meet in them. For short chats that is a fifth of the work.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ammd.errors import DistillError
+
+from .kv_cache import build_shared_cache, cache_argument, has_plain_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,6 +35,7 @@ class Policy(torch.nn.Module):
         """
         super().__init__()
         self.model = model
+        self._can_share = has_plain_cache(model)
         _check_plain_head(model)
 
     @property
@@ -40,11 +46,24 @@ class Policy(torch.nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the final hidden state at each state that predicts a response token. [N, H]."""
+        shared = batch.shared_tokens if self._can_share and len(batch.token_ids) > 1 else 0
+        past = self._run_shared(batch.token_ids[:1, :shared], rows=len(batch.token_ids)) if shared else {}
         output = self.model.base_model(
-            input_ids=batch.token_ids, attention_mask=batch.attention_mask, use_cache=False
+            input_ids=batch.token_ids[:, shared:],
+            attention_mask=batch.attention_mask,
+            use_cache=bool(shared),
+            **past,
         )
-        hiddens: torch.Tensor = output.last_hidden_state[batch.state_mask]
+        hiddens: torch.Tensor = output.last_hidden_state[batch.state_mask[:, shared:]]
         return hiddens
+
+    def _run_shared(self, token_ids: torch.Tensor, *, rows: int) -> dict[str, Any]:
+        """Run the shared first tokens [1, P] and return their cache, repeated for every row, as an argument."""
+        name = cache_argument(self.model)
+        cache = build_shared_cache(self.model)
+        self.model.base_model(input_ids=token_ids, use_cache=True, **{name: cache})
+        cache.batch_repeat_interleave(rows)
+        return {name: cache}
 
 
 @torch.inference_mode()

@@ -3,23 +3,26 @@
 teacher/        the teacher as a checkpoint folder
 student/        the student before training
 train.jsonl     prompts with responses: the file's own, or the teacher's, sampled
+teacher_states.npy, teacher_states_start.npy   the teacher's final hidden states at those responses
 heldout.jsonl   held-out prompts with the teacher's greedy responses (and references where the file has any)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ammd.machine import has_fast_bfloat16
+from ammd.machine import check_free_disk, has_fast_bfloat16
 from ammd.progress import progress
 
-from .batches import Batch, build_batch
+from .batches import Batch, TokenPair, build_batch
 from .checkpoint import end_token_ids, load_model, load_tokenizer, save_checkpoint
 from .depth import block_influence, cut_layers, kept_layers
+from .policy import Policy
 from .prompts import (
     Conversation,
     Example,
@@ -32,6 +35,7 @@ from .prompts import (
 from .rollout import Sampling, sample_responses
 from .settings import DepthStudent, ModelStudent, PrepareSettings
 from .source import check_source, materialize
+from .teacher_states import TeacherStatesWriter
 from .tokenizers_match import check_same_tokenizer
 
 if TYPE_CHECKING:
@@ -53,12 +57,13 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
         DataError: A data file is missing, empty or malformed, or a prompt is too long.
         DistillError: A model cannot be used.
         TokenizerMismatchError: Student and teacher do not share a tokenizer.
+        ArtifactError: The disk has no room for the teacher's states.
     """
     check_source(settings.teacher)
     if isinstance(settings.student, ModelStudent):
         check_source(settings.student.source)
     train = _choose(read_conversations(Path(settings.prompts)), settings)
-    heldout = read_conversations(Path(settings.heldout))
+    heldout = read_conversations(Path(settings.heldout))[: settings.max_heldout]
     materialize(settings.teacher, folder / "teacher")
     tokenizer = load_tokenizer(folder / "teacher")
     examples, counts = _write_texts(folder, train, heldout, tokenizer, settings)
@@ -81,16 +86,27 @@ def _write_texts(
     settings: PrepareSettings,
 ) -> tuple[list[Example], dict[str, int]]:
     dtype = torch.bfloat16 if has_fast_bfloat16() else torch.float32
-    teacher = load_model(folder / "teacher", dtype=dtype)
-    room = teacher.config.max_position_embeddings - settings.response_tokens
+    policy = Policy(load_model(folder / "teacher", dtype=dtype))
+    room = policy.model.config.max_position_embeddings - settings.response_tokens
     asked = {Path(settings.prompts): train, Path(settings.heldout): heldout}
     prompt_ids = {}
     for path, conversations in asked.items():
         prompt_ids[path] = [render_prompt(tokenizer, item.messages) for item in conversations]
         check_lengths(prompt_ids[path], conversations, path=path, room=room)
-    ends = end_token_ids(teacher, tokenizer)
+    width = policy.head.shape[1]
+    check_free_disk(
+        folder,
+        need_bytes=len(train) * settings.response_tokens * width * dtype.itemsize,
+        purpose="keeping the teacher's states",
+    )
+    ends = end_token_ids(policy.model, tokenizer)
 
-    def answer(ids: list[tuple[int, ...]], temperature: float, label: str) -> list[list[int]]:
+    def answer(
+        ids: list[tuple[int, ...]],
+        temperature: float,
+        label: str,
+        on_states: Callable[[int, torch.Tensor], None] | None = None,
+    ) -> list[list[int]]:
         sampling = Sampling(
             max_new_tokens=settings.response_tokens,
             temperature=temperature,
@@ -100,25 +116,34 @@ def _write_texts(
         generator = torch.Generator().manual_seed(settings.seed)
         with progress(label, len(ids)) as report:
             return sample_responses(
-                teacher,
+                policy.model,
                 ids,
                 sampling=sampling,
                 generator=generator,
                 on_tokens=lambda done, tokens: report(done, f"{tokens} tokens"),
+                on_states=on_states,
             )
 
     train_ids = prompt_ids[Path(settings.prompts)]
     unanswered = [index for index, item in enumerate(train) if item.response is None]
-    sampled = answer([train_ids[i] for i in unanswered], settings.temperature, "teacher writes")
-    responses: dict[int, list[int]] = dict(zip(unanswered, sampled, strict=True))
-    examples = [
-        _example(
-            tokenizer,
-            item,
-            ids,
-            responses.get(index)
-            or encode_response(tokenizer, item.response or "", max_tokens=settings.response_tokens),
+    with TeacherStatesWriter(folder, examples=len(train), width=width, dtype=dtype) as states:
+        sampled = answer(
+            [train_ids[index] for index in unanswered],
+            settings.temperature,
+            "teacher writes",
+            on_states=lambda place, rows: states.append(unanswered[place], rows),
         )
+        responses: dict[int, Sequence[int]] = dict(zip(unanswered, sampled, strict=True))
+        given = [index for index in range(len(train)) if index not in responses]
+        for index in given:
+            responses[index] = encode_response(
+                tokenizer, train[index].response or "", max_tokens=settings.response_tokens
+            )
+        for start in range(0, len(given), settings.batch_size):
+            indices = given[start : start + settings.batch_size]
+            _keep_states(policy, states, indices, [(train_ids[i], responses[i]) for i in indices])
+    examples = [
+        _example(tokenizer, item, ids, responses[index])
         for index, (item, ids) in enumerate(zip(train, train_ids, strict=True))
     ]
     heldout_ids = prompt_ids[Path(settings.heldout)]
@@ -137,11 +162,21 @@ def _write_texts(
     }
 
 
+@torch.inference_mode()
+def _keep_states(
+    policy: Policy, states: TeacherStatesWriter, indices: Sequence[int], pairs: Sequence[TokenPair]
+) -> None:
+    """Append the teacher's states at responses that it did not write itself."""
+    rows = policy(build_batch(pairs)).split([len(response) for _, response in pairs])
+    for index, piece in zip(indices, rows, strict=True):
+        states.append(index, piece)
+
+
 def _example(
     tokenizer: PreTrainedTokenizerBase,
     conversation: Conversation,
     prompt_ids: tuple[int, ...],
-    response_ids: list[int] | tuple[int, ...],
+    response_ids: Sequence[int],
 ) -> Example:
     return Example(
         prompt=conversation.prompt,

@@ -38,6 +38,8 @@ class PrepareSettings(Settings):
     """JSONL of held-out prompts, never trained on, or `builtin:quickstart`."""
     max_prompts: int | None = Field(default=None, ge=1)
     """Use at most this many training prompts, chosen by the seed; absent means all."""
+    max_heldout: int | None = Field(default=None, ge=1)
+    """Use at most this many held-out prompts, from the front of the file; absent means all."""
     response_tokens: int = Field(default=128, ge=1)
     """Longest response, end token included; longer ones given in the data are cut."""
     temperature: float = Field(default=1.0, ge=0)
@@ -85,12 +87,12 @@ class DistillSettings(Settings):
     """Both training phases."""
 
     batch_size: int = Field(default=16, ge=1)
-    """Sequences an optimizer step, on each side (the teacher's texts, the student's texts)."""
+    """Sequences an optimizer step; where a phase uses both sides, half are the teacher's texts, half the student's."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
-    chunk_tokens: int = Field(default=256, ge=1)
+    chunk_tokens: int = Field(default=1024, ge=1)
     """Response tokens whose logits exist at once; bounds memory, does not change results."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of matrix products; `auto` is bfloat16 where the CPU multiplies it in hardware. Losses are float32."""

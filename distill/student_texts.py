@@ -7,7 +7,6 @@ than sampling few. The texts of a round's last batch are therefore up to `reuse_
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .batches import Batch, TokenPair, build_batch, endless_order
+from .checkpoint import copy_in_dtype
 from .rollout import Sampling, sample_responses
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class StudentTexts:
     def _sample_round(self, student: PreTrainedModel) -> list[Batch]:
         rows = [index for _ in range(self._reuse_steps) for index in next(self._order)]
         prompts = [self._prompts[row] for row in rows]
-        sampler = copy.deepcopy(student).to(self._dtype).eval()
+        sampler = copy_in_dtype(student, self._dtype).eval()
         responses = sample_responses(sampler, prompts, sampling=self._sampling, generator=self._generator)
         pairs: list[TokenPair] = list(zip(prompts, responses, strict=True))
         # Rows of like length meet; the order of the batches does not follow length.

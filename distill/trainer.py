@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from ammd.errors import NonFiniteLossError
-from ammd.machine import has_fast_bfloat16, keep_freed_memory
+from ammd.machine import has_fast_bfloat16
 from ammd.progress import progress
 
 from .batches import Batch, TokenPair, build_batch
@@ -28,6 +28,7 @@ from .chunked import Score, States, Sums, matching_loss
 from .objective import Weights
 from .policy import Policy
 from .student_texts import StudentTexts
+from .teacher_states import TeacherStates
 
 if TYPE_CHECKING:
     from .settings import DistillSettings
@@ -77,6 +78,7 @@ def run_phase(
     student: Policy,
     teacher: Policy,
     pairs: Sequence[TokenPair],
+    teacher_states: TeacherStates,
     order: Iterator[list[int]],
     student_texts: StudentTexts | None,
     settings: DistillSettings,
@@ -84,22 +86,25 @@ def run_phase(
 ) -> None:
     """Train `student` in place for one phase and append a line a step to `curves`.
 
-    `order` yields the indices of each batch; phases share one, so that the second goes on with texts that the
-    first has not seen instead of going over the same ones again.
+    `teacher_states` are the teacher's at the responses of `pairs`. `order` yields the indices of each batch; phases
+    share one, so that the second goes on with texts that the first has not seen instead of going over the same
+    ones again.
 
     Raises:
         NonFiniteLossError: The loss or a gradient became infinite or not a number.
     """
-    keep_freed_memory()
     longest = max(len(prompt) + len(response) for prompt, response in pairs)
     for policy in (student, teacher):
         policy.model.set_attn_implementation("eager" if longest <= _EAGER_TOKENS else "sdpa")
     loop = _Loop(phase, student, teacher, settings)
-    with progress(f"distill {phase.name}", phase.steps) as report, curves.open("a", encoding="utf-8") as log:
+    with progress(f"distill {phase.name}", phase.steps) as report, curves.open("a", buffering=1, encoding="utf-8") as log:
         for step in range(1, phase.steps + 1):
-            off = build_batch([pairs[index] for index in next(order)])
+            chosen = next(order)
+            off = build_batch([pairs[index] for index in chosen])
+            off_states = teacher_states.rows(chosen, [len(pairs[index][1]) for index in chosen])
+            off_states = off_states.to(teacher.head.dtype)
             on = student_texts.next_batch(student.model) if student_texts and phase.on else None
-            entry = loop.step(step, off, on)
+            entry = loop.step(step, off, off_states, on)
             log.write(json.dumps({k: v for k, v in asdict(entry).items() if v is not None}) + "\n")
             report(step, _summary(entry))
 
@@ -128,14 +133,16 @@ class _Loop:
         self._tokens = 0
         self._started = time.monotonic()
 
-    def step(self, number: int, off: Batch, on: Batch | None) -> StepLog:
+    def step(self, number: int, off: Batch, off_states: torch.Tensor, on: Batch | None) -> StepLog:
         phase = self._phase
-        loss, sums = self._side(off, phase.off, discount=0.0)
+        loss, sums = self._side(off, off_states, phase.off, discount=0.0)
         total = float(loss.detach())
         self._accelerator.backward(loss)
         on_sums: Sums | None = None
         if on is not None and phase.on is not None:
-            on_loss, on_sums = self._side(on, phase.on, discount=phase.discount)
+            with torch.inference_mode():
+                on_states = self._teacher(on)
+            on_loss, on_sums = self._side(on, on_states, phase.on, discount=phase.discount)
             total += float(on_loss.detach())
             self._accelerator.backward(on_loss)
             started = self._baseline if number > 1 else on_sums.future_gap
@@ -171,9 +178,9 @@ class _Loop:
             future_gap=on_sums.future_gap if on_sums and phase.discount else None,
         )
 
-    def _side(self, batch: Batch, weights: Weights, *, discount: float) -> tuple[torch.Tensor, Sums]:
-        with torch.inference_mode():
-            teacher_hiddens = self._teacher(batch)
+    def _side(
+        self, batch: Batch, teacher_hiddens: torch.Tensor, weights: Weights, *, discount: float
+    ) -> tuple[torch.Tensor, Sums]:
         with self._accelerator.autocast():
             hiddens = self._student(batch)
         policy: Policy = self._accelerator.unwrap_model(self._student)

@@ -77,7 +77,7 @@ def run_in_child(
                 "answer": str(answer),
             },
         )
-        status, usage, seconds = _run_process(job)
+        status, usage, seconds = _run_process(job, stage.environment)
         if not answer.is_file():
             raise _death(stage, status, usage)
         document = json.loads(answer.read_text(encoding="utf-8"))
@@ -86,14 +86,14 @@ def run_in_child(
     return Outcome(results=document["results"], seconds=seconds, peak_rss_bytes=_peak_bytes(usage))
 
 
-def _run_process(job: Path) -> tuple[int, resource.struct_rusage, float]:
+def _run_process(job: Path, environment: Mapping[str, str]) -> tuple[int, resource.struct_rusage, float]:
     started = time.monotonic()
     # -P: a file in the current folder must not stand in for a library.
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "ammd.pipeline.worker", str(job)],
         stdin=subprocess.PIPE,
         stdout=2,  # standard output is data, and it is the parent's
-        env=_environment(),
+        env=_environment(environment),
         process_group=0,  # Ctrl-C reaches the parent alone, which then ends the whole group
     )
     try:
@@ -108,8 +108,9 @@ def _run_process(job: Path) -> tuple[int, resource.struct_rusage, float]:
     return process.returncode, usage, time.monotonic() - started
 
 
-def _environment() -> dict[str, str]:
+def _environment(of_stage: Mapping[str, str]) -> dict[str, str]:
     return {
+        **of_stage,
         "OMP_NUM_THREADS": str(available_cores()),
         "TOKENIZERS_PARALLELISM": "false",  # its threads fight with torch's, and warn when a stage forks
         "TRANSFORMERS_VERBOSITY": "error",

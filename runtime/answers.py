@@ -52,7 +52,7 @@ def measure_checkpoint(request: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     from . import torch_batch
-    from .torch_engine import TorchEngine
+    from .torch_engine import TorchEngine, cast_parameters
 
     rows = load_heldout(Path(request["heldout"]), limit=max(request["prompts"], request["texts"]))
     with TorchEngine(
@@ -61,7 +61,7 @@ def measure_checkpoint(request: Mapping[str, Any]) -> dict[str, Any]:
         record = _compare_with_teacher(engine, rows[: request["texts"]], request)
         model = engine.model
         if has_fast_bfloat16():
-            model = model.to(torch.bfloat16)
+            cast_parameters(model, torch.bfloat16)
         prompts = [row.prompt_ids for row in rows[: request["prompts"]]]
         limit, ends = request["answer_tokens"], engine.end_token_ids
         greedy = torch_batch.greedy_responses(model, prompts, max_new_tokens=limit, end_token_ids=ends)
@@ -108,12 +108,12 @@ def score_answers(request: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     from . import torch_batch
-    from .torch_engine import load_model
+    from .torch_engine import cast_parameters, load_model
 
     torch.set_num_threads(request["threads"])
     model = load_model(Path(request["path"]))
     if has_fast_bfloat16():
-        model = model.to(torch.bfloat16)
+        cast_parameters(model, torch.bfloat16)
     scores: dict[str, Any] = {}
     for name, answers in request["answers"].items():
         pairs = [

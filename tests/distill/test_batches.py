@@ -6,7 +6,7 @@ from itertools import islice
 
 import torch
 
-from ammd.distill.batches import build_batch, endless_order
+from ammd.distill.batches import build_batch, cut_batches, endless_order
 
 PAIRS = [((5, 6, 7), (8, 9, 2)), ((5,), (4, 2)), ((5, 6), (3,))]
 
@@ -50,3 +50,13 @@ def test_fewer_rows_than_a_batch_still_make_one() -> None:
 def test_rows_are_padded_right_with_zero_attention() -> None:
     batch = build_batch(PAIRS)
     assert torch.equal(batch.attention_mask.bool() & batch.response_mask, batch.response_mask)
+
+
+def test_shared_tokens_stop_before_the_state_of_the_first_response() -> None:
+    assert build_batch([((7, 8, 9), (1,)), ((7, 8, 9), (2,))]).shared_tokens == 2
+    assert build_batch([((7, 8, 9, 4), (1,)), ((7, 5, 9, 4), (2,))]).shared_tokens == 1
+    assert build_batch([((7,), (1,)), ((7, 8), (2,))]).shared_tokens == 0
+
+
+def test_cut_batches_keep_every_row_in_order() -> None:
+    assert list(cut_batches(iter([[1, 2, 3], [4, 5]]), 2)) == [[1, 2], [3], [4, 5]]

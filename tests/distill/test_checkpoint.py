@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ammd.distill.checkpoint import end_token_ids, load_model, load_tokenizer, save_checkpoint
+from ammd.distill.checkpoint import (
+    copy_in_dtype,
+    end_token_ids,
+    load_model,
+    load_tokenizer,
+    save_checkpoint,
+)
 from ammd.distill.gguf_tokenizer import PROBE_TEXTS, build_tokenizer, check_token_ids
 from ammd.distill.source import check_source, materialize
 from ammd.distill.tokenizers_match import check_same_tokenizer
@@ -44,6 +50,23 @@ def test_end_tokens_are_the_tokenizers_and_the_models(tiny_checkpoint: Path) -> 
 def test_a_source_that_names_nothing_is_refused(source: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         check_source(source)
+
+
+def test_a_copy_in_bfloat16_is_what_transformers_loads(tiny_checkpoint: Path) -> None:
+    """Above all its rotary frequencies stay float32: rounded, they would turn far tokens by a wrong angle."""
+    model = load_model(tiny_checkpoint, dtype=torch.float32)
+    model.get_input_embeddings().weight.grad = torch.ones_like(model.get_input_embeddings().weight)
+    copied = copy_in_dtype(model, torch.bfloat16)
+    loaded = load_model(tiny_checkpoint, dtype=torch.bfloat16)
+    ids = torch.arange(3, 200).unsqueeze(0)
+    with torch.inference_mode():
+        assert torch.equal(copied(input_ids=ids).logits, loaded(input_ids=ids).logits)
+    assert all(
+        parameter.grad is None and parameter.dtype == torch.bfloat16 for parameter in copied.parameters()
+    )
+    assert len(list(copied.parameters())) == len(list(model.parameters()))  # what was tied is tied
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert copied.base_model.rotary_emb.inv_freq.dtype == torch.float32
 
 
 def test_a_folder_is_linked_without_its_pickled_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:

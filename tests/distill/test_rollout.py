@@ -39,6 +39,28 @@ def test_greedy_does_not_depend_on_the_batch(model) -> None:
     assert sample(model, batch_size=1) == sample(model, batch_size=4)
 
 
+def test_what_all_prompts_begin_with_changes_no_text(model) -> None:
+    shared = [[1, 20, 30, 40, 50, *rest] for rest in ([60], [61, 62, 63], [64, 65])]
+    alone = [sample(model, prompts=[prompt])[0] for prompt in shared]
+    assert sample(model, prompts=shared) == alone
+
+
+def test_states_are_those_that_the_text_was_drawn_from(model) -> None:
+    kept: dict[int, torch.Tensor] = {}
+    sampling = Sampling(max_new_tokens=12, temperature=1.0, end_token_ids=(2,), batch_size=2)
+    responses = sample_responses(
+        model,
+        PROMPTS,
+        sampling=sampling,
+        generator=torch.Generator().manual_seed(1),
+        on_states=kept.__setitem__,
+    )
+    for index, (prompt, response) in enumerate(zip(PROMPTS, responses, strict=True)):
+        with torch.inference_mode():
+            hiddens = model.base_model(input_ids=torch.tensor([[*prompt, *response]])).last_hidden_state[0]
+        torch.testing.assert_close(kept[index], hiddens[len(prompt) - 1 : -1], rtol=1e-4, atol=1e-4)
+
+
 def test_same_seed_same_text_and_another_seed_another(model) -> None:
     assert sample(model, temperature=1.0, seed=3) == sample(model, temperature=1.0, seed=3)
     assert sample(model, temperature=1.0, seed=3) != sample(model, temperature=1.0, seed=4)

@@ -10,7 +10,7 @@ import torch
 
 from ammd.artifact import hash_file
 from ammd.distill import prepare, stage, trainer
-from ammd.distill.batches import endless_order
+from ammd.distill.batches import build_batch, endless_order
 from ammd.distill.checkpoint import load_model
 from ammd.distill.objective import Weights
 from ammd.distill.policy import Policy
@@ -23,6 +23,7 @@ from ammd.distill.settings import (
     PrepareSettings,
     WarmStart,
 )
+from ammd.distill.teacher_states import TeacherStates, TeacherStatesWriter
 from ammd.distill.trainer import Phase, learning_rate_share, run_phase
 from ammd.errors import DataError, DistillError, NonFiniteLossError
 
@@ -40,10 +41,19 @@ def train(
     curves = tmp_path / "curves.jsonl"
     order = endless_order([6] * len(PAIRS), batch_size=4, seed=0)
     phase = Phase(name="test", steps=steps, lr=lr, off=off, on=None)
+    with (
+        torch.inference_mode(),
+        TeacherStatesWriter(
+            tmp_path, examples=len(PAIRS), width=teacher.head.shape[1], dtype=torch.float32
+        ) as writer,
+    ):
+        for index, pair in enumerate(PAIRS):
+            writer.append(index, teacher(build_batch([pair])))
     common = {
         "student": student,
         "teacher": teacher,
         "pairs": PAIRS,
+        "teacher_states": TeacherStates(tmp_path),
         "order": order,
         "settings": SETTINGS,
         "curves": curves,
@@ -134,6 +144,19 @@ def test_prepare_writes_texts_and_a_cut_student(tiny_checkpoint: Path, tmp_path:
     other = prepared(tiny_checkpoint, again)
     for name in ("train.jsonl", "heldout.jsonl", "student/model.safetensors"):
         assert hash_file(other / name) == hash_file(folder / name)
+
+
+def test_kept_states_are_those_of_a_live_teacher(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both for responses that the teacher wrote and for the one that the data gave."""
+    monkeypatch.setattr(prepare, "has_fast_bfloat16", lambda: False)
+    folder = prepared(tiny_checkpoint, tmp_path)
+    pairs = [(example.prompt_ids, example.response_ids) for example in read_examples(folder / "train.jsonl")]
+    kept = TeacherStates(folder).rows(range(len(pairs)), [len(response) for _, response in pairs])
+    with torch.inference_mode():
+        live = load(folder / "teacher")(build_batch(pairs))
+    torch.testing.assert_close(kept, live, rtol=1e-4, atol=1e-4)  # token by token against all at once
 
 
 def test_prepare_takes_another_model_as_student_and_fewer_prompts(

@@ -1,5 +1,6 @@
 """The border between `ammd` and a stage's process: what comes back, and what is left when something dies."""
 
+import dataclasses
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ import pytest
 from ammd.errors import EngineError, ExportError, ParityError
 from ammd.export.settings import ExportSettings
 from ammd.pipeline.launch import run_in_child
+from ammd.pipeline.stages import STAGES
 
 
 @pytest.fixture
@@ -59,6 +61,22 @@ def test_killed_child_is_probably_out_of_memory(launch, monkeypatch):
         launch()
 
 
+def test_a_stages_own_variables_give_way_to_the_users(launch, stand_in, monkeypatch, capfd):
+    stand_in.stages["export"] = dataclasses.replace(
+        stand_in.stages["export"], environment={"STAND_IN_FAULT": "export:print"}
+    )
+    monkeypatch.delenv("STAND_IN_FAULT", raising=False)
+    launch()
+    assert "chatter on standard output" in capfd.readouterr().err
+    monkeypatch.setenv("STAND_IN_FAULT", "export:kill")
+    with pytest.raises(ExportError, match="SIGKILL"):
+        launch()
+
+
+def test_the_stage_that_measures_memory_has_the_allocator_of_its_users():
+    assert not STAGES["bench"].environment
+
+
 def test_child_that_ends_without_an_answer(launch, monkeypatch):
     monkeypatch.setenv("STAND_IN_FAULT", "export:exit")
     with pytest.raises(ExportError, match="ended with exit code 9 without an answer"):
@@ -66,8 +84,6 @@ def test_child_that_ends_without_an_answer(launch, monkeypatch):
 
 
 def test_stage_that_cannot_be_imported(launch, stand_in):
-    import dataclasses
-
     stand_in.stages["bench"] = dataclasses.replace(stand_in.stages["bench"], module="no_such_module")
     with pytest.raises(EngineError, match="No module named 'no_such_module'"):
         launch("bench")

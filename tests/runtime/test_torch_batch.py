@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ammd.runtime import torch_batch
-from ammd.runtime.torch_engine import TorchEngine, load_model
+from ammd.runtime.torch_engine import TorchEngine, cast_parameters, load_model
 
 PROMPTS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45]]
 
@@ -77,3 +77,16 @@ def test_response_nats_equal_those_of_single_passes(model: torch.nn.Module, engi
         logprobs = torch.tensor(rows).log_softmax(-1)
         expected += [-float(logprobs[place, token]) for place, token in enumerate(response)]
     assert sorted(torch_batch.response_nats(model, pairs)) == pytest.approx(sorted(expected), abs=1e-4)
+
+
+def test_cast_parameters_give_what_transformers_loads_in_that_dtype(tiny_checkpoint: Path) -> None:
+    """Above all the rotary frequencies stay float32: rounded, they would turn far tokens by a wrong angle."""
+    from transformers import AutoModelForCausalLM
+
+    model = load_model(tiny_checkpoint)
+    cast_parameters(model, torch.bfloat16)
+    loaded = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.bfloat16).eval()
+    ids = torch.arange(3, 200).unsqueeze(0)
+    with torch.inference_mode():
+        assert torch.equal(model(input_ids=ids).logits, loaded(input_ids=ids).logits)
+    assert model.base_model.rotary_emb.inv_freq.dtype == torch.float32

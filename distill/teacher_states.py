@@ -1,0 +1,101 @@
+"""The teacher's final hidden states at the states of its own responses, kept from when it wrote them.
+
+They save the teacher's pass over its own texts in every training step, and unlike the best few logits they
+lose nothing: `head @ state` is the whole distribution. On disk they are one numpy array [N, H] that is appended
+to while the teacher writes and read through a memory map; bfloat16, which numpy lacks, is stored as uint16.
+
+teacher_states.npy         [N, H]
+teacher_states_start.npy   int64 [examples]: the row of each example's first response token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import torch
+
+from ammd.errors import DataError
+
+STATES_NAME = "teacher_states.npy"
+_STARTS_NAME = "teacher_states_start.npy"
+
+
+class TeacherStatesWriter:
+    """Appends states in any order of examples; a context manager."""
+
+    def __init__(self, folder: Path, *, examples: int, width: int, dtype: torch.dtype) -> None:
+        """Begin the array in `folder` for `examples` examples and states of `width` numbers in `dtype`."""
+        self._folder = folder
+        self._width, self._dtype = width, dtype
+        self._starts = np.full(examples, -1, dtype=np.int64)
+        self._rows = 0
+        self._stream: BinaryIO = (folder / STATES_NAME).open("wb")
+        self._write_header()
+
+    def append(self, example: int, states: torch.Tensor) -> None:
+        """Add the states [n, H] of one example."""
+        self._starts[example] = self._rows
+        self._rows += len(states)
+        self._stream.write(_as_numpy(states.to(self._dtype).contiguous()).tobytes())
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write the final shape and the index, unless an error is on its way."""
+        try:
+            if kind is None:
+                self._stream.seek(0)
+                self._write_header()
+                np.save(self._folder / _STARTS_NAME, self._starts)
+        finally:
+            self._stream.close()
+
+    def _write_header(self) -> None:
+        # numpy leaves room for the first axis to grow, so the last header is as long as the first.
+        np.lib.format.write_array_header_1_0(
+            self._stream,
+            {
+                "shape": (self._rows, self._width),
+                "fortran_order": False,
+                "descr": "<u2" if self._dtype == torch.bfloat16 else "<f4",
+            },
+        )
+
+
+class TeacherStates:
+    """Reads the states of chosen examples from the memory map."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open what `TeacherStatesWriter` wrote into `folder`.
+
+        Raises:
+            DataError: The files are missing or are not such arrays.
+        """
+        try:
+            self._states: Any = np.load(folder / STATES_NAME, mmap_mode="r", allow_pickle=False)
+            self._starts = np.load(folder / _STARTS_NAME, allow_pickle=False)
+        except (OSError, ValueError) as exc:
+            raise DataError(
+                f"cannot read the teacher's states in `{folder}`: {exc}", path=str(folder)
+            ) from exc
+
+    def rows(self, examples: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+        """Return the states of these examples, one after the other. [sum of lengths, H]."""
+        pieces = [
+            self._states[start : start + length]
+            for start, length in zip(self._starts[list(examples)], lengths, strict=True)
+        ]
+        joined = torch.from_numpy(np.concatenate(pieces))
+        return joined.view(torch.bfloat16) if joined.dtype == torch.uint16 else joined
+
+
+def _as_numpy(states: torch.Tensor) -> Any:
+    return states.view(torch.uint16).numpy() if states.dtype == torch.bfloat16 else states.numpy()
