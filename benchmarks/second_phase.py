@@ -27,11 +27,12 @@ from typing import Any
 
 from ammd.artifact import write_json
 from ammd.machine import available_cores, describe_machine, library_versions
-from ammd.pipeline.recipe import Recipe, load_recipe
+from ammd.pipeline.recipe import Recipe, data_file, load_recipe
 from ammd.pipeline.stages import KEEP_FREED_MEMORY
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "second_phase.json"
+_KL_TEXTS = 64
 ARMS = ("warm", "warm-more", "ammd")
 METRICS = (
     "sampled_nll_under_teacher_nats",
@@ -89,7 +90,11 @@ def run_part(recipe: Recipe, work: Path, arguments: argparse.Namespace) -> None:
     if part == "prepared":
         from ammd.distill import prepare
 
-        prepare.run(prepare.PrepareInputs(), recipe.prepare, folder)
+        files = {
+            key: str(data_file(getattr(recipe.prepare, key), ("prepare", key)))
+            for key in ("prompts", "heldout")
+        }
+        prepare.run(prepare.PrepareInputs(), recipe.prepare.model_copy(update=files), folder)
     else:
         name, _, kind = part.partition("/")
         seed = int(name.removeprefix("seed"))
@@ -137,7 +142,7 @@ def judge(work: Path, seed: int, folder: Path, *, prompts: int) -> None:
     inputs = evaluate.EvaluateInputs(
         teacher=work / "prepared" / "teacher", heldout=work / "prepared" / "heldout.jsonl", models=models
     )
-    evaluate.run(inputs, EvaluateSettings(prompts=prompts, kl_texts=prompts, seed=seed), folder)
+    evaluate.run(inputs, EvaluateSettings(prompts=prompts, kl_texts=_KL_TEXTS, seed=seed), folder)
 
 
 def seed_rows(folder: Path, seed: int) -> list[dict[str, Any]]:

