@@ -39,6 +39,7 @@ class Score:
 
     discount: float  # 0 leaves the term out
     baseline: float  # subtracted from the future gaps; must not depend on this batch's actions
+    temperature: float = 1.0  # at which the texts were sampled: the policy that took the actions
 
 
 @dataclass(slots=True)
@@ -108,7 +109,6 @@ class _MatchingLoss(torch.autograd.Function):
                 local = slice(rows.start - chunk.start, rows.stop - chunk.start)
                 student_logprobs = student_logits[local].float().log_softmax(-1)
                 teacher_logprobs = teacher_logits[local].float().log_softmax(-1)
-                taken = student_logprobs.gather(1, states.targets[rows, None]).squeeze(1)
                 terms = state_terms(teacher_logprobs, student_logprobs, weights=weights)
                 grad = terms.grad_logits
                 loss += float((weights.kl * terms.kl + weights.game * terms.gap).sum())
@@ -122,10 +122,16 @@ class _MatchingLoss(torch.autograd.Function):
                         .mul_(weights.game)
                         .masked_fill_(states.last_in_row[rows], 0)
                     )
-                    # Descend  log Q(taken) * advantage:  its gradient by the logits is  advantage (onehot - Q).
-                    grad.sub_(student_logprobs.exp_().mul_(advantage[:, None]))
-                    grad.scatter_add_(1, states.targets[rows, None], advantage[:, None])
+                    # Descend  log Q'(taken) * advantage  with Q' = softmax(logits / temperature), which drew the
+                    # texts: its gradient by the logits is  advantage (onehot - Q') / temperature.
+                    drew = student_logprobs
+                    if score.temperature != 1:
+                        drew = drew.div_(score.temperature).log_softmax(-1)
+                    taken = drew.gather(1, states.targets[rows, None]).squeeze(1)
                     loss += float((taken * advantage).sum())
+                    advantage.div_(score.temperature)
+                    grad.sub_(drew.exp_().mul_(advantage[:, None]))
+                    grad.scatter_add_(1, states.targets[rows, None], advantage[:, None])
                     sums.future_gap += float(futures.sum()) / count
                 sums.kl_nats += float(terms.kl.sum()) / count
                 sums.gap += float(terms.gap.sum()) / count

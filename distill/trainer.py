@@ -51,6 +51,7 @@ class Phase:
     off: Weights  # on the teacher's texts
     on: Weights | None  # on the student's texts; None samples none
     discount: float = 0.0
+    temperature: float = 1.0  # at which the student's texts are sampled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +202,7 @@ class _Loop:
             policy.head,
             states=states,
             weights=weights,
-            score=Score(discount=discount, baseline=self._baseline),
+            score=Score(discount=discount, baseline=self._baseline, temperature=self._phase.temperature),
             chunk_tokens=self._settings.chunk_tokens,
         )
 

@@ -90,6 +90,7 @@ class Training:
             if settings.on_weight
             else None,
             discount=settings.discount,
+            temperature=settings.temperature,
         )
         self._run(
             phase,

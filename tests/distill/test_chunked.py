@@ -54,8 +54,9 @@ def test_chunked_equals_dense_in_value_and_gradient(chunk_tokens: int) -> None:
     assert sums.tokens == len(hiddens)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 10])
-def test_the_long_view_equals_automatic_differentiation(chunk_tokens: int) -> None:
+def test_the_long_view_equals_automatic_differentiation(chunk_tokens: int, temperature: float) -> None:
     hiddens, head, states = problem()
     discount, baseline = 0.6, 0.25
     p = (states.teacher_hiddens @ states.teacher_head.T).softmax(-1)
@@ -67,7 +68,8 @@ def test_the_long_view_equals_automatic_differentiation(chunk_tokens: int) -> No
             future = sum(discount ** (u - t) * gaps[u] for u in range(t + 1, end))
             advantages[t] = future - baseline
     weights = Weights(game=1.0)
-    taken = logq.gather(1, states.targets[:, None]).squeeze(1)
+    drew = (logq / temperature).log_softmax(-1)
+    taken = drew.gather(1, states.targets[:, None]).squeeze(1)
     expected = dense_loss(hiddens, head, states, weights) + (taken * advantages).mean()
     expected_grads = torch.autograd.grad(expected, (hiddens, head))
     found, _ = matching_loss(
@@ -75,15 +77,19 @@ def test_the_long_view_equals_automatic_differentiation(chunk_tokens: int) -> No
         head,
         states=states,
         weights=weights,
-        score=Score(discount=discount, baseline=baseline),
+        score=Score(discount=discount, baseline=baseline, temperature=temperature),
         chunk_tokens=chunk_tokens,
     )
     for mine, theirs in zip(torch.autograd.grad(found, (hiddens, head)), expected_grads, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_mean_gradient_over_all_sequences_is_the_exact_policy_gradient() -> None:
-    """Vocabulary 3, horizon 3, all 27 sequences: the estimator's expectation is the true gradient (discount 1)."""
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_mean_gradient_over_all_sequences_is_the_exact_policy_gradient(temperature: float) -> None:
+    """Vocabulary 3, horizon 3, all 27 sequences: the estimator's expectation is the true gradient (discount 1).
+
+    At another temperature the sequences come from the student at that temperature, whose policy is judged at 1.
+    """
     vocabulary, horizon = 3, 3
     prefixes = [p for length in range(horizon) for p in itertools.product(range(vocabulary), repeat=length)]
     index = {prefix: row for row, prefix in enumerate(prefixes)}
@@ -94,6 +100,7 @@ def test_mean_gradient_over_all_sequences_is_the_exact_policy_gradient() -> None
 
     p = teacher_table.T.softmax(-1)
     q = student_table.T.softmax(-1)
+    drew = (student_table.T / temperature).softmax(-1)
     critic = ((p - q) / (p + q)).detach()
     gaps = ((p - q) * critic).sum(-1)
     expected = torch.zeros(())
@@ -101,7 +108,7 @@ def test_mean_gradient_over_all_sequences_is_the_exact_policy_gradient() -> None
     for sequence in itertools.product(range(vocabulary), repeat=horizon):
         rows = torch.tensor([index[sequence[:t]] for t in range(horizon)])
         targets = torch.tensor(sequence)
-        probability = q[rows, targets].prod()
+        probability = drew[rows, targets].prod()
         expected = expected + probability * gaps[rows].sum()
         states = States(
             teacher_hiddens=one_hot[rows],
@@ -114,7 +121,7 @@ def test_mean_gradient_over_all_sequences_is_the_exact_policy_gradient() -> None
             student_table,
             states=states,
             weights=Weights(game=1.0),
-            score=Score(discount=1.0, baseline=0.0),
+            score=Score(discount=1.0, baseline=0.0, temperature=temperature),
             chunk_tokens=2,
         )
         (grad,) = torch.autograd.grad(loss, student_table)
