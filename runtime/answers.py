@@ -63,13 +63,11 @@ def measure_checkpoint(request: Mapping[str, Any]) -> dict[str, Any]:
         if has_fast_bfloat16():
             cast_parameters(model, torch.bfloat16)
         prompts = [row.prompt_ids for row in rows[: request["prompts"]]]
-        limit, ends = request["answer_tokens"], engine.end_token_ids
-        greedy = torch_batch.greedy_responses(model, prompts, max_new_tokens=limit, end_token_ids=ends)
-        sampled = torch_batch.sampled_responses(
+        greedy, sampled = torch_batch.greedy_and_sampled_responses(
             model,
             prompts,
-            max_new_tokens=limit,
-            end_token_ids=ends,
+            max_new_tokens=request["answer_tokens"],
+            end_token_ids=engine.end_token_ids,
             generator=torch.Generator().manual_seed(request["seed"]),
         )
         return record | {

@@ -7,7 +7,7 @@ logits exist while drawing; while scoring, logits exist for one row's response a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from .torch_engine import cache_name
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _BATCH_PROMPTS = 64
+
+_Result = TypeVar("_Result")
 
 
 def decode_batch(
@@ -90,30 +92,46 @@ def greedy_responses(
     )
 
 
-def sampled_responses(
+def greedy_and_sampled_responses(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     end_token_ids: frozenset[int],
     generator: torch.Generator,
-) -> list[list[int]]:
-    """Return a response for each prompt drawn from the model's distribution at temperature 1."""
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return for each prompt the likeliest response and one drawn from the model at temperature 1.
+
+    Both go through the network together: twice the rows take less than twice the time.
+    """
     import torch
 
-    def draw(logits: Tensor) -> Tensor:
-        # One number a row against the running sum: torch.multinomial draws one for each of V tokens.
-        reached = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
-        drawn = torch.rand(len(logits), 1, dtype=torch.float64, generator=generator) * reached[:, -1:]
-        chosen = torch.searchsorted(reached, drawn, right=True)[:, 0]
-        return chosen.clamp(max=logits.shape[1] - 1)  # rounding can reach the very end
+    def run(batch: list[Sequence[int]]) -> list[tuple[list[int], list[int]]]:
+        count = len(batch)
+        found = decode_batch(
+            model,
+            batch * 2,
+            max_new_tokens=max_new_tokens,
+            end_token_ids=end_token_ids,
+            choose=lambda logits: torch.cat(
+                [logits[:count].argmax(-1), _draw(logits[count:], generator=generator)]
+            ),
+        )
+        return list(zip(found[:count], found[count:], strict=True))
 
-    return _in_batches(
-        prompts,
-        lambda batch: decode_batch(
-            model, batch, max_new_tokens=max_new_tokens, end_token_ids=end_token_ids, choose=draw
-        ),
-    )
+    pairs = _in_batches(prompts, run)
+    return [greedy for greedy, _ in pairs], [sampled for _, sampled in pairs]
+
+
+def _draw(logits: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Draw one token a row at temperature 1. float32 [B, V] to int64 [B]."""
+    import torch
+
+    # One number a row against the running sum: torch.multinomial draws one for each of V tokens.
+    reached = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
+    drawn = torch.rand(len(logits), 1, dtype=torch.float64, generator=generator) * reached[:, -1:]
+    chosen = torch.searchsorted(reached, drawn, right=True)[:, 0]
+    return chosen.clamp(max=logits.shape[1] - 1)  # rounding can reach the very end
 
 
 def response_nats(
@@ -150,13 +168,12 @@ def response_nats(
 
 
 def _in_batches(
-    prompts: Sequence[Sequence[int]], run: Callable[[list[Sequence[int]]], list[list[int]]]
-) -> list[list[int]]:
+    prompts: Sequence[Sequence[int]], run: Callable[[list[Sequence[int]]], list[_Result]]
+) -> list[_Result]:
     """Run prompts of similar length together and return the results in the order given."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    results: list[list[int]] = [[] for _ in prompts]
+    results: dict[int, _Result] = {}
     for start in range(0, len(order), _BATCH_PROMPTS):
         rows = order[start : start + _BATCH_PROMPTS]
-        for row, response in zip(rows, run([prompts[row] for row in rows]), strict=True):
-            results[row] = response
-    return results
+        results |= zip(rows, run([prompts[row] for row in rows]), strict=True)
+    return [results[row] for row in range(len(prompts))]

@@ -43,19 +43,23 @@ def test_end_token_ends_its_own_row_only(model: torch.nn.Module, engine: TorchEn
 
 def test_sampling_repeats_with_its_seed(model: torch.nn.Module) -> None:
     def sampled(seed: int) -> list[list[int]]:
-        return torch_batch.sampled_responses(
+        greedy, drawn = torch_batch.greedy_and_sampled_responses(
             model,
             PROMPTS,
             max_new_tokens=8,
             end_token_ids=frozenset(),
             generator=torch.Generator().manual_seed(seed),
         )
+        assert greedy == torch_batch.greedy_responses(
+            model, PROMPTS, max_new_tokens=8, end_token_ids=frozenset()
+        )
+        return drawn
 
     assert sampled(0) == sampled(0) != sampled(1)
 
 
 def test_sampled_frequencies_follow_the_distribution(model: torch.nn.Module, engine: TorchEngine) -> None:
-    responses = torch_batch.sampled_responses(
+    _, responses = torch_batch.greedy_and_sampled_responses(
         model,
         [[5, 9, 30]] * 3000,
         max_new_tokens=1,
