@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,11 @@ def train(recipe: Recipe, work: Path, seed: int, folder: Path, *, arm: str) -> N
 
 
 def equal_seconds(folder: Path) -> int:
-    """Return the warm start's steps that take as long as the second phase did."""
-    warm, ammd = last_step(folder / "warm"), last_step(folder / "ammd")
-    return math.ceil(ammd["seconds"] / (warm["seconds"] / warm["step"]))
+    """Return the warm start's steps that take as long as the second phase did, by the median step."""
+    text = (folder / "warm" / "curves.jsonl").read_text(encoding="utf-8")
+    clock = [json.loads(line)["seconds"] for line in text.splitlines()]
+    step = statistics.median(after - before for before, after in pairwise(clock))
+    return math.ceil(last_step(folder / "ammd")["seconds"] / step)
 
 
 def judge(work: Path, seed: int, folder: Path, *, prompts: int) -> None:
