@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -114,6 +116,16 @@ def peak_rss_bytes() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
+
+
+def release_freed_memory() -> None:
+    """Hand memory that was freed, but is kept for the next tensor, back to the system; only glibc knows how.
+
+    Tensors whose sizes differ from step to step leave gaps between them, and a heap that is never cleared grows: a
+    training run of 88 steps reached 8.0 GiB, where ten steps take 4.8 GiB.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _cpuinfo(field: str) -> str | None:

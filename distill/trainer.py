@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from ammd.errors import NonFiniteLossError
-from ammd.machine import has_fast_bfloat16
+from ammd.machine import has_fast_bfloat16, release_freed_memory
 from ammd.progress import progress
 
 from .batches import Batch, TokenPair, build_batch
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _EAGER_TOKENS = 256
 _RISE_SHARE = 0.05  # of the steps in which the learning rate rises
 _FINAL_SHARE = 0.1  # of the highest learning rate at the last step
+_CLEAR_STEPS = 2  # between two clearings of the heap; each costs about a second
 _BASELINE_DECAY = 0.9  # of the running mean of future gaps
 
 
@@ -111,6 +112,8 @@ def run_phase(
             entry = loop.step(step, off, off_states, on)
             log.write(json.dumps({k: v for k, v in asdict(entry).items() if v is not None}) + "\n")
             report(step, _summary(entry))
+            if step % _CLEAR_STEPS == 0:
+                release_freed_memory()
 
 
 class _Loop:
