@@ -30,7 +30,8 @@ def test_shared_first_tokens_change_no_state_and_no_gradient(tiny_checkpoint: Pa
     for other in found[1:]:
         assert len(other) == len(found[0])
         for mine, plain in zip(other, found[0], strict=True):
-            torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5)  # another order of summation
+            # Another order of summation in float32; a token that counted twice or not at all moves them by 0.1.
+            torch.testing.assert_close(mine, plain, rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("shared", [0, 5])
@@ -42,4 +43,4 @@ def test_states_are_those_of_transformers_one_sequence_at_a_time(tiny_checkpoint
         for prompt, response in PAIRS:
             output = policy.model(input_ids=torch.tensor([[*prompt, *response]]), output_hidden_states=True)
             expected.append(output.hidden_states[-1][0, len(prompt) - 1 : -1])
-    torch.testing.assert_close(hiddens, torch.cat(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(hiddens, torch.cat(expected), rtol=1e-3, atol=2e-4)

@@ -58,7 +58,7 @@ def test_states_are_those_that_the_text_was_drawn_from(model) -> None:
     for index, (prompt, response) in enumerate(zip(PROMPTS, responses, strict=True)):
         with torch.inference_mode():
             hiddens = model.base_model(input_ids=torch.tensor([[*prompt, *response]])).last_hidden_state[0]
-        torch.testing.assert_close(kept[index], hiddens[len(prompt) - 1 : -1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(kept[index], hiddens[len(prompt) - 1 : -1], rtol=1e-3, atol=5e-4)
 
 
 def test_same_seed_same_text_and_another_seed_another(model) -> None:

@@ -156,7 +156,7 @@ def test_kept_states_are_those_of_a_live_teacher(
     kept = TeacherStates(folder).rows(range(len(pairs)), [len(response) for _, response in pairs])
     with torch.inference_mode():
         live = load(folder / "teacher")(build_batch(pairs))
-    torch.testing.assert_close(kept, live, rtol=1e-4, atol=1e-4)  # token by token against all at once
+    torch.testing.assert_close(kept, live, rtol=1e-3, atol=5e-4)  # token by token against all at once
 
 
 def test_prepare_takes_another_model_as_student_and_fewer_prompts(
