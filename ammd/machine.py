@@ -13,6 +13,8 @@ from typing import Any
 
 from .errors import ArtifactError
 
+_CGROUP = Path("/sys/fs/cgroup")
+
 LIBRARIES = (
     "ammd",
     "torch",
@@ -96,8 +98,8 @@ def available_memory_bytes() -> int:
 
     free = int(psutil.virtual_memory().available)
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
     except (OSError, ValueError):
         return free
     return free if limit == "max" else max(0, min(free, int(limit) - used))
@@ -142,7 +144,7 @@ def _cpuinfo(field: str) -> str | None:
 
 def _cgroup_quota_cores() -> float | None:
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        quota, period = (_CGROUP / "cpu.max").read_text(encoding="ascii").split()
     except (OSError, ValueError):
         return None
     return None if quota == "max" else int(quota) / int(period)

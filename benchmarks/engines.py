@@ -26,13 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ammd.artifact import write_json
+from document import ROOT, publish
+
 from ammd.errors import AmmdError, ArtifactError, EngineError
-from ammd.machine import available_cores, describe_machine, library_versions
+from ammd.machine import available_cores, library_versions
 from ammd.runtime.child import call
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "engines.json"
 METRICS = ("prefill_tokens_per_s", "decode_tokens_per_s")
 
 Rates = dict[str, float]  # metric -> tokens a second
@@ -72,15 +71,7 @@ def main() -> None:
             )
     if onnx:
         rows += compare("onnxruntime-genai", onnx, protocol, rounds=arguments.rounds, native=bare_genai(onnx))
-    document = {
-        "machine": describe_machine(),
-        "versions": library_versions(),
-        "revision": revision(),
-        "rows": rows,
-    }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    write_json(RESULT, document)
-    print(json.dumps(document))
+    publish("engines", rows)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -279,14 +270,6 @@ def run(command: Sequence[str | os.PathLike[str]]) -> str:
         last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-8:])
         raise EngineError(f"`{Path(command[0]).name}` ended with {done.returncode}:\n{last}")
     return done.stdout
-
-
-def revision() -> str | None:
-    """Return the commit that was measured; None outside a repository."""
-    done = subprocess.run(
-        ["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 if __name__ == "__main__":

@@ -9,16 +9,12 @@ line last and writes `benchmarks/results/quickstart.json`. Fetched files (teache
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from ammd.artifact import write_json
-from ammd.machine import describe_machine, library_versions
-
-RESULTS = Path(__file__).parent / "results" / "quickstart.json"
+from document import publish
 
 
 def main() -> None:
@@ -39,20 +35,7 @@ def main() -> None:
             "peak_rss_bytes": max(row["peak_rss_bytes"] for row in rows),
         }
     )
-    document = {
-        "machine": describe_machine(),
-        "versions": library_versions(),
-        "revision": _revision(),
-        "rows": rows,
-    }
-    write_json(RESULTS, document)
-    print(json.dumps(document))
-
-
-def _revision() -> str | None:
-    command = ["git", "-C", os.fspath(Path(__file__).parent), "rev-parse", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
+    publish("quickstart", rows)
 
 
 if __name__ == "__main__":

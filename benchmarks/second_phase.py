@@ -21,18 +21,17 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ammd.artifact import write_json
-from ammd.machine import available_cores, describe_machine, library_versions
+from document import publish
+
+from ammd.errors import AmmdError
+from ammd.machine import available_cores
 from ammd.pipeline.recipe import Recipe, data_file, load_recipe
 from ammd.pipeline.stages import KEEP_FREED_MEMORY
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "second_phase.json"
 _KL_TEXTS = 64
 ARMS = ("warm", "warm-more", "ammd")
 METRICS = (
@@ -62,15 +61,11 @@ def main() -> None:
             make(f"seed{seed}/{arm}", work)
         make(f"seed{seed}/judged", work)
         rows += seed_rows(work / f"seed{seed}", seed)
-    document = {
-        "machine": describe_machine(),
-        "versions": library_versions(),
-        "revision": revision(),
-        "recipe": recipe.model_dump(mode="json", include={"prepare", "distill"}),
-        "rows": rows + [row for arm in ("warm", "warm-more") for row in gains(rows, over=arm)],
-    }
-    write_json(RESULT, document)
-    print(json.dumps(document))
+    publish(
+        "second_phase",
+        rows + [row for arm in ("warm", "warm-more") for row in gains(rows, over=arm)],
+        recipe=recipe.model_dump(mode="json", include={"prepare", "distill"}),
+    )
 
 
 def make(part: str, work: Path) -> None:
@@ -169,7 +164,6 @@ def gains(rows: list[dict[str, Any]], *, over: str) -> list[dict[str, Any]]:
             arm: {row["seed"]: row[metric] for row in rows if row["arm"] == arm} for arm in ("ammd", over)
         }
         differences = [value - values[over][seed] for seed, value in values["ammd"].items()]
-        spread: Callable[[list[float]], float | None] = lambda x: statistics.stdev(x) if len(x) > 1 else None  # noqa: E731
         found.append(
             {
                 "arm": "ammd",
@@ -185,17 +179,15 @@ def gains(rows: list[dict[str, Any]], *, over: str) -> list[dict[str, Any]]:
     return found
 
 
+def spread(values: list[float]) -> float | None:
+    """Return the standard deviation, or None for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
 def last_step(folder: Path) -> dict[str, Any]:
     """Return the last line of a folder's curves."""
     last: dict[str, Any] = json.loads((folder / "curves.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     return last
-
-
-def revision() -> str | None:
-    """Return the commit that was measured, if this is a checkout."""
-    command = ["git", "-C", os.fspath(ROOT), "rev-parse", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -211,4 +203,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except AmmdError as error:
+        sys.exit(f"{error}\nhint: {error.hint}" if error.hint else str(error))
+    except subprocess.CalledProcessError:
+        sys.exit(1)  # the part has said why

