@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 import torch
+
+from ammd.kv_cache import shared_tokens
 
 # Batches are cut from pools of this many batches sorted by length: little padding, still a random order.
 _POOL_BATCHES = 16
@@ -59,13 +60,6 @@ def build_batch(pairs: Sequence[TokenPair]) -> Batch:
         response_mask=response_mask,
         shared_tokens=shared_tokens([prompt for prompt, _ in pairs]),
     )
-
-
-def shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
-    """Return how many first tokens are the same in all prompts, each one's last token left out."""
-    shortest = min(map(len, prompts)) - 1
-    columns = zip(*(prompt[:shortest] for prompt in prompts), strict=True)
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def endless_order(lengths: Sequence[int], *, batch_size: int, seed: int) -> Iterator[list[int]]:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ammd.errors import DistillError
-
-from .kv_cache import build_shared_cache, cache_argument, has_plain_cache
+from ammd.kv_cache import build_shared_cache, cache_argument, has_plain_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -39,7 +39,7 @@ from .teacher_states import TeacherStatesWriter
 from .tokenizers_match import check_same_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _INFLUENCE_EXAMPLES = 64  # enough that the ranking of layers no longer changes
 
@@ -102,6 +102,7 @@ def _write_texts(
     ends = end_token_ids(policy.model, tokenizer)
 
     def answer(
+        model: PreTrainedModel,
         ids: list[tuple[int, ...]],
         temperature: float,
         label: str,
@@ -116,7 +117,7 @@ def _write_texts(
         generator = torch.Generator().manual_seed(settings.seed)
         with progress(label, len(ids)) as report:
             return sample_responses(
-                policy.model,
+                model,
                 ids,
                 sampling=sampling,
                 generator=generator,
@@ -128,6 +129,7 @@ def _write_texts(
     unanswered = [index for index, item in enumerate(train) if item.response is None]
     with TeacherStatesWriter(folder, examples=len(train), width=width, dtype=dtype) as states:
         sampled = answer(
+            policy.model,
             [train_ids[index] for index in unanswered],
             settings.temperature,
             "teacher writes",
@@ -147,7 +149,9 @@ def _write_texts(
         for index, (item, ids) in enumerate(zip(train, train_ids, strict=True))
     ]
     heldout_ids = prompt_ids[Path(settings.heldout)]
-    greedy = answer(heldout_ids, 0.0, "teacher answers held-out prompts")
+    # What others are judged by is exact: in bfloat16 the likeliest of two close tokens is a matter of rounding.
+    exact = load_model(folder / "teacher", dtype=torch.float32)
+    greedy = answer(exact, heldout_ids, 0.0, "teacher answers held-out prompts")
     judged = [
         _example(tokenizer, item, ids, response)
         for item, ids, response in zip(heldout, heldout_ids, greedy, strict=True)

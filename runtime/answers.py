@@ -43,29 +43,27 @@ def save_teacher(request: Mapping[str, Any]) -> dict[str, Any]:
 def measure_checkpoint(request: Mapping[str, Any]) -> dict[str, Any]:
     """Let a checkpoint answer, greedily and sampled, and compare it with the teacher. Runs in a child.
 
-    Distributions are compared in float32; answers are drawn in bfloat16 where the CPU multiplies it.
+    In float32: in bfloat16 the likeliest of two close tokens is a matter of rounding, and greedy texts part there.
 
     Args:
-        request: `path`, `heldout`, `folder` of the teacher's hidden states; `prompts`, `texts`,
-            `answer_tokens`, `seed`, `threads`.
+        request: `path`, `heldout`, `folder` of the teacher's hidden states; `prompts`, `sampled_prompts`,
+            `texts`, `answer_tokens`, `seed`, `threads`.
     """
     import torch
 
     from . import torch_batch
-    from .torch_engine import TorchEngine, cast_parameters
+    from .torch_engine import TorchEngine
 
     rows = load_heldout(Path(request["heldout"]), limit=max(request["prompts"], request["texts"]))
     with TorchEngine(
         Path(request["path"]), threads=request["threads"], context_tokens=_longest(rows)
     ) as engine:
         record = _compare_with_teacher(engine, rows[: request["texts"]], request)
-        model = engine.model
-        if has_fast_bfloat16():
-            cast_parameters(model, torch.bfloat16)
         prompts = [row.prompt_ids for row in rows[: request["prompts"]]]
         greedy, sampled = torch_batch.greedy_and_sampled_responses(
-            model,
+            engine.model,
             prompts,
+            sampled_prompts=request["sampled_prompts"],
             max_new_tokens=request["answer_tokens"],
             end_token_ids=engine.end_token_ids,
             generator=torch.Generator().manual_seed(request["seed"]),
@@ -80,7 +78,7 @@ def measure_file(request: Mapping[str, Any]) -> dict[str, Any]:
     """Let an exported file answer greedily and compare it with the teacher. Runs in a child.
 
     Args:
-        request: As for `measure_checkpoint`, without `seed`.
+        request: As for `measure_checkpoint`, without `sampled_prompts` and `seed`.
     """
     rows = load_heldout(Path(request["heldout"]), limit=max(request["prompts"], request["texts"]))
     room = max(_longest(rows), max(len(row.prompt_ids) for row in rows) + request["answer_tokens"])
@@ -96,6 +94,8 @@ def measure_file(request: Mapping[str, Any]) -> dict[str, Any]:
 def score_answers(request: Mapping[str, Any]) -> dict[str, Any]:
     """Return how unlikely the teacher finds given answers. Runs in a child.
 
+    The network is bfloat16 where the CPU multiplies it: rounding is nothing in a mean over many tokens.
+
     Args:
         request: `path` of the teacher, `prompts` as token ids, `answers` {set name: token ids of each
             prompt's answer} where a set may cover only the first prompts, `threads`.
@@ -106,12 +106,11 @@ def score_answers(request: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     from . import torch_batch
-    from .torch_engine import cast_parameters, load_model
+    from .torch_engine import load_model
 
     torch.set_num_threads(request["threads"])
-    model = load_model(Path(request["path"]))
-    if has_fast_bfloat16():
-        cast_parameters(model, torch.bfloat16)
+    dtype = torch.bfloat16 if has_fast_bfloat16() else torch.float32
+    model = load_model(Path(request["path"]), dtype=dtype)
     scores: dict[str, Any] = {}
     for name, answers in request["answers"].items():
         pairs = [

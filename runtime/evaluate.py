@@ -83,6 +83,7 @@ def _measure_models(
             "texts": settings.kl_texts,
             # Longer answers than the teacher's text would be compared with nothing.
             "answer_tokens": min(settings.answer_tokens, max(len(row.response_ids) for row in rows)),
+            "sampled_prompts": settings.sampled_prompts,
             "seed": settings.seed,
             "threads": available_cores(),
         }

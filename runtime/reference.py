@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ammd.errors import EngineError
 
-from . import torch_batch, torch_engine
+from . import torch_engine
 from .heldout import HeldOut, load_heldout
 
 if TYPE_CHECKING:
@@ -156,24 +156,27 @@ def _greedy(
     ends: frozenset[int],
 ) -> list[dict[str, object]]:
     """Return each prompt's greedy response with the best tokens and their logits at every step."""
-    best_ids: list[list[list[int]]] = []  # [step][prompt][BEST_LOGITS]
-    best_logits: list[list[list[float]]] = []
+    from ammd.batch_decoding import decode_batch
 
-    def choose(logits: Tensor) -> Tensor:
+    best_ids: list[list[list[int]]] = [[] for _ in prompts]  # [prompt][step][BEST_LOGITS]
+    best_logits: list[list[list[float]]] = [[] for _ in prompts]
+
+    def choose(logits: Tensor, rows: Tensor) -> Tensor:
         best = logits.topk(BEST_LOGITS, dim=-1)
-        best_ids.append(best.indices.tolist())
-        best_logits.append(best.values.tolist())
+        for row, ids, values in zip(rows.tolist(), best.indices.tolist(), best.values.tolist(), strict=True):
+            best_ids[row].append(ids)
+            best_logits[row].append(values)
         return best.indices[:, 0]
 
-    responses = torch_batch.decode_batch(
+    responses, _ = decode_batch(
         model, prompts, max_new_tokens=max_new_tokens, end_token_ids=ends, choose=choose
     )
     return [
         {
             "prompt_ids": list(prompts[row]),
             "ids": response,
-            "best_ids": [best_ids[step][row] for step in range(len(response))],
-            "best_logits": [best_logits[step][row] for step in range(len(response))],
+            "best_ids": best_ids[row][: len(response)],
+            "best_logits": best_logits[row][: len(response)],
         }
         for row, response in enumerate(responses)
     ]

@@ -31,6 +31,9 @@ class EvaluateSettings(Settings):
     prompts: int = Field(default=48, ge=1)
     """Held-out prompts that checkpoints answer, from the front of the file."""
 
+    sampled_prompts: int = Field(default=48, ge=1)
+    """Of these, how many checkpoints also answer at temperature 1."""
+
     file_prompts: int = Field(default=12, ge=1)
     """Held-out prompts that exported files answer: they run one sequence at a time."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -32,11 +31,13 @@ class TorchEngine:
         """
         import torch
 
+        from ammd.kv_cache import cache_argument
+
         torch.set_num_threads(threads)
         self.model: Any = load_model(path)  # public: batched work needs more than one sequence
         self._tokenizer = load_tokenizer(path)
         self._cache: Any = None
-        self._cache_name = cache_name(self.model)
+        self._cache_name = cache_argument(self.model)
         self._length = 0
         self.context_tokens = context_tokens
         self.name = f"torch {torch.__version__}"
@@ -142,18 +143,8 @@ class TorchEngine:
         return logits
 
 
-def cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Change the parameters to `dtype` in place and leave the buffers alone.
-
-    `model.to(dtype)` would also round the rotary frequencies: at bfloat16 the angle of position 100 is then off
-    by up to 0.3 radians.
-    """
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-
-
-def load_model(path: Path) -> PreTrainedModel:
-    """Load a causal language model in float32, in evaluation mode.
+def load_model(path: Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load a causal language model in evaluation mode, in float32 unless another dtype is given.
 
     Raises:
         EngineError: transformers cannot load the folder.
@@ -165,16 +156,12 @@ def load_model(path: Path) -> PreTrainedModel:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype or torch.float32, local_files_only=True
+        )
     except (OSError, ValueError, KeyError) as exc:
         raise EngineError(f"transformers cannot load a model from `{path}`: {exc}", path=str(path)) from exc
     return model.eval()
-
-
-def cache_name(model: PreTrainedModel) -> str:
-    """Return what this transformers calls the KV cache in a model's arguments and outputs."""
-    arguments = inspect.signature(model.forward).parameters
-    return "cache" if "cache" in arguments else "past_key_values"
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

@@ -115,7 +115,8 @@ def tiny_onnx(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def tiny_heldout(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Held-out prompts with the tiny checkpoint's own greedy responses, as the prepare stage writes them."""
-    from ammd.runtime import torch_batch, torch_engine
+    from ammd.batch_decoding import decode_batch
+    from ammd.runtime import torch_engine
 
     model = torch_engine.load_model(tiny_checkpoint)
     tokenizer = torch_engine.load_tokenizer(tiny_checkpoint)
@@ -124,7 +125,9 @@ def tiny_heldout(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
         tokenizer(torch_engine.render_chat(tokenizer, chat, add_generation_prompt=True))["input_ids"]
         for chat in chats
     ]
-    responses = torch_batch.greedy_responses(model, ids, max_new_tokens=12, end_token_ids=frozenset({2}))
+    responses, _ = decode_batch(
+        model, ids, max_new_tokens=12, end_token_ids={2}, choose=lambda logits, _rows: logits.argmax(-1)
+    )
     path = tmp_path_factory.mktemp("heldout") / "heldout.jsonl"
     with path.open("w", encoding="utf-8") as stream:
         for prompt, prompt_ids, response in zip(PROMPTS, ids, responses, strict=True):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ammd.runtime import torch_batch
-from ammd.runtime.torch_engine import TorchEngine, cast_parameters, load_model
+from ammd.runtime.torch_engine import TorchEngine, load_model
 
 PROMPTS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45]]
 
@@ -22,37 +22,27 @@ def engine(tiny_checkpoint: Path) -> TorchEngine:
     return TorchEngine(tiny_checkpoint, threads=1, context_tokens=64)
 
 
-def greedy(engine: TorchEngine, prompt: list[int], count: int) -> list[int]:
+def one_by_one(engine: TorchEngine, prompt: list[int], count: int) -> list[int]:
     tokens = [int(engine.prefill(prompt).argmax())]
     while len(tokens) < count:
         tokens.append(int(engine.decode(tokens[-1]).argmax()))
     return tokens
 
 
-def test_batch_of_unequal_prompts_equals_one_by_one(model: torch.nn.Module, engine: TorchEngine) -> None:
-    found = torch_batch.greedy_responses(model, PROMPTS, max_new_tokens=8, end_token_ids=frozenset())
-    assert found == [greedy(engine, prompt, 8) for prompt in PROMPTS]
-
-
-def test_end_token_ends_its_own_row_only(model: torch.nn.Module, engine: TorchEngine) -> None:
-    expected = [greedy(engine, prompt, 8) for prompt in PROMPTS]
-    end = expected[0][2]
-    found = torch_batch.greedy_responses(model, PROMPTS, max_new_tokens=8, end_token_ids=frozenset({end}))
-    assert found == [row[: row.index(end) + 1] if end in row else row for row in expected]
-
-
-def test_sampling_repeats_with_its_seed(model: torch.nn.Module) -> None:
+def test_greedy_is_one_by_one_and_sampling_repeats_with_its_seed(
+    model: torch.nn.Module, engine: TorchEngine
+) -> None:
     def sampled(seed: int) -> list[list[int]]:
         greedy, drawn = torch_batch.greedy_and_sampled_responses(
             model,
             PROMPTS,
+            sampled_prompts=2,
             max_new_tokens=8,
             end_token_ids=frozenset(),
             generator=torch.Generator().manual_seed(seed),
         )
-        assert greedy == torch_batch.greedy_responses(
-            model, PROMPTS, max_new_tokens=8, end_token_ids=frozenset()
-        )
+        assert greedy == [one_by_one(engine, prompt, 8) for prompt in PROMPTS]
+        assert len(drawn) == 2
         return drawn
 
     assert sampled(0) == sampled(0) != sampled(1)
@@ -62,6 +52,7 @@ def test_sampled_frequencies_follow_the_distribution(model: torch.nn.Module, eng
     _, responses = torch_batch.greedy_and_sampled_responses(
         model,
         [[5, 9, 30]] * 3000,
+        sampled_prompts=3000,
         max_new_tokens=1,
         end_token_ids=frozenset(),
         generator=torch.Generator().manual_seed(0),
@@ -81,16 +72,3 @@ def test_response_nats_equal_those_of_single_passes(model: torch.nn.Module, engi
         logprobs = torch.tensor(rows).log_softmax(-1)
         expected += [-float(logprobs[place, token]) for place, token in enumerate(response)]
     assert sorted(torch_batch.response_nats(model, pairs)) == pytest.approx(sorted(expected), abs=1e-4)
-
-
-def test_cast_parameters_give_what_transformers_loads_in_that_dtype(tiny_checkpoint: Path) -> None:
-    """Above all the rotary frequencies stay float32: rounded, they would turn far tokens by a wrong angle."""
-    from transformers import AutoModelForCausalLM
-
-    model = load_model(tiny_checkpoint)
-    cast_parameters(model, torch.bfloat16)
-    loaded = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.bfloat16).eval()
-    ids = torch.arange(3, 200).unsqueeze(0)
-    with torch.inference_mode():
-        assert torch.equal(model(input_ids=ids).logits, loaded(input_ids=ids).logits)
-    assert model.base_model.rotary_emb.inv_freq.dtype == torch.float32

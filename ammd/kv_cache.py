@@ -8,6 +8,8 @@ need another kind of cache (sliding windows, state spaces) keep transformers' ow
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,3 +83,10 @@ def cache_argument(model: PreTrainedModel) -> str:
     """Return the name under which the model's forward takes its cache (renamed within transformers 5)."""
     parameters = inspect.signature(type(model).forward).parameters
     return "cache" if "cache" in parameters else "past_key_values"
+
+
+def shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many first tokens are the same in all prompts, each one's last token left out."""
+    shortest = min(map(len, prompts)) - 1
+    columns = zip(*(prompt[:shortest] for prompt in prompts), strict=True)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))

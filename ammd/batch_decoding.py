@@ -1,0 +1,113 @@
+"""Decode many prompts at once: the loop under the teacher's texts, the student's rollouts and the evaluation.
+
+Prompts are padded on the left, so that the last column is every row's next token; what all of them begin with is
+run once. Rows that have ended leave the batch (their cache rows too), so that a few long responses do not keep
+paying for the short ones. Logits exist for the last position only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from .kv_cache import build_cache, cache_argument, has_plain_cache, shared_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Rows are dropped in one go when this share of the batch has ended: compacting copies the cache.
+_COMPACT_SHARE = 0.25
+# Rows whose probabilities exist at once: those of a whole batch are tens of megabytes, which no cache holds.
+_DRAW_ROWS = 16
+
+Choose = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Takes the logits [B, V] of the rows still there, in the model's dtype, and the place of each row's prompt,
+int64 [B]; gives the next token of each, int64 [B]."""
+
+
+@torch.inference_mode()
+def decode_batch(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    end_token_ids: Collection[int],
+    choose: Choose,
+    keep_states: bool = False,
+) -> tuple[list[list[int]], torch.Tensor | None]:
+    """Return a response for each prompt, and the states it was chosen from where they are asked for.
+
+    Args:
+        model: Causal language model whose logits are hidden states times unembedding.
+        prompts: Token ids, none empty; all run at once.
+        max_new_tokens: Longest response.
+        end_token_ids: Tokens after which a row is finished; a response includes the one that ended it.
+        choose: Chooses the next token of every row. A row that has just ended may stay for some steps more.
+        keep_states: Keep the final hidden state behind each token of the responses. [B, longest, H].
+    """
+    shared = shared_tokens(prompts) if len(prompts) > 1 and has_plain_cache(model) else 0
+    width = max(map(len, prompts)) - shared
+    token_ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros(len(prompts), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        start = width - len(prompt) + shared
+        token_ids[row, start:] = torch.tensor(prompt[shared:])
+        mask[row, start:] = 1
+    ends = torch.tensor(sorted(end_token_ids), dtype=torch.long)
+    responses: list[list[int]] = [[] for _ in prompts]
+    alive = torch.arange(len(prompts))  # place of each row still in the batch
+    running = torch.ones(len(prompts), dtype=torch.bool)
+    position = (mask.cumsum(-1) - 1 + shared).clamp_(min=0)
+    mask = torch.nn.functional.pad(mask, (shared, 0), value=1)
+    cache = build_cache(model, capacity_tokens=mask.shape[1] + max_new_tokens)
+    cache_name = cache_argument(model)
+    if shared:
+        first = torch.tensor([prompts[0][:shared]])
+        model.base_model(input_ids=first, use_cache=True, **{cache_name: cache})
+        cache.batch_repeat_interleave(len(prompts))
+    head = model.get_output_embeddings()
+    states: torch.Tensor | None = None
+    for step in range(max_new_tokens):
+        output = model.base_model(
+            input_ids=token_ids,
+            attention_mask=mask,
+            position_ids=position,
+            use_cache=True,
+            **{cache_name: cache},
+        )
+        hiddens = output.last_hidden_state[:, -1]
+        if keep_states:
+            if states is None:
+                states = hiddens.new_zeros(len(prompts), max_new_tokens, hiddens.shape[-1])
+            states[alive, step] = hiddens
+        chosen = choose(head(hiddens), alive)
+        for place, token, counts in zip(alive.tolist(), chosen.tolist(), running.tolist(), strict=True):
+            if counts:
+                responses[place].append(token)
+        running &= ~torch.isin(chosen, ends)
+        if not running.any():
+            break
+        if running.float().mean() <= 1 - _COMPACT_SHARE:
+            keep = running.nonzero().squeeze(1)
+            cache.batch_select_indices(keep)
+            mask, position, chosen = mask[keep], position[keep], chosen[keep]
+            alive, running = alive[keep], running[keep]
+        token_ids = chosen.unsqueeze(1)
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        position = position[:, -1:] + 1
+    return responses, states
+
+
+def draw(logits: torch.Tensor, *, temperature: float, generator: torch.Generator) -> torch.Tensor:
+    """Draw one token a row from softmax(logits / temperature). [B, V] to int64 [B]; 0 takes the best."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    # Inverse of the cumulative distribution: one uniform number a row instead of one a token.
+    threshold = torch.rand(len(logits), 1, generator=generator)
+    chosen = []
+    for some, share in zip(logits.split(_DRAW_ROWS), threshold.split(_DRAW_ROWS), strict=True):
+        cumulative = torch.softmax(some.float() / temperature, dim=-1).cumsum_(-1)
+        chosen.append(torch.searchsorted(cumulative, share * cumulative[:, -1:], right=True).squeeze(1))
+    return torch.cat(chosen).clamp_(max=logits.shape[-1] - 1)
