@@ -116,7 +116,7 @@ def train(recipe: Recipe, work: Path, seed: int, folder: Path, *, arm: str) -> N
     if arm != "warm":
         training.skip_texts(settings.warm.steps)
     if arm == "ammd":
-        training.ammd(settings.objective)
+        training.second(settings.objective)
     else:
         steps = settings.warm.steps if arm == "warm" else equal_seconds(work / f"seed{seed}")
         training.warm(settings.warm.model_copy(update={"steps": steps}))

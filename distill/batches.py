@@ -81,7 +81,10 @@ def endless_order(lengths: Sequence[int], *, batch_size: int, seed: int) -> Iter
 
 
 def cut_batches(order: Iterator[list[int]], size: int) -> Iterator[list[int]]:
-    """Yield the batches of `order` in pieces of at most `size` rows."""
+    """Yield the rows of `order`, in their order, as batches of `size` rows."""
+    waiting: list[int] = []
     for batch in order:
-        for start in range(0, len(batch), size):
-            yield batch[start : start + size]
+        waiting += batch
+        while len(waiting) >= size:
+            yield waiting[:size]
+            del waiting[:size]

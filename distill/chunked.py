@@ -109,9 +109,11 @@ class _MatchingLoss(torch.autograd.Function):
                 local = slice(rows.start - chunk.start, rows.stop - chunk.start)
                 student_logprobs = student_logits[local].float().log_softmax(-1)
                 teacher_logprobs = teacher_logits[local].float().log_softmax(-1)
-                terms = state_terms(teacher_logprobs, student_logprobs, weights=weights)
+                terms = state_terms(
+                    teacher_logprobs, student_logprobs, taken=states.targets[rows], weights=weights
+                )
                 grad = terms.grad_logits
-                loss += float((weights.kl * terms.kl + weights.game * terms.gap).sum())
+                loss += float(terms.loss.sum())
                 if score.discount > 0:
                     futures = future_gaps(
                         terms.gap, states.last_in_row[rows], discount=score.discount, carry=carry

@@ -1,7 +1,10 @@
-"""What the student descends: forward KL, and the moment-matching game with its critic in closed form.
+"""What the student descends at a state.
 
-Each function takes the log-probabilities of both policies at some states, [C, V] float32, and returns a value
-for every state and its gradient with respect to the student's *logits*; `chunked.py` feeds them.
+Forward KL, the moment-matching game with its critic in closed form, any other divergence, and cross-entropy on the
+token that was taken, each with its weight.
+
+`state_terms` takes the log-probabilities of both policies at some states, [C, V] float32, and returns values for
+every state and the gradient with respect to the student's *logits*; `chunked.py` feeds it.
 P is the teacher's next-token distribution, Q the student's, as in the literature.
 
 The game (Jia 2024, arXiv 2406.02959, section 3.2, in expectation over both full distributions): the critic f
@@ -20,6 +23,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .divergences import Divergence
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
@@ -28,6 +33,8 @@ class Weights:
     kl: float = 0.0
     game: float = 0.0
     critic_penalty: float = 1.0
+    cross_entropy: float = 0.0  # of the token that was taken
+    divergence: Divergence | None = None  # counts once, where there is one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,18 +44,24 @@ class StateTerms:
     kl: torch.Tensor  # float32 [C]  forward KL, nats
     gap: torch.Tensor  # float32 [C]  the moment gap under the closed-form critic
     total_variation: torch.Tensor  # float32 [C]  half the L1 distance of the policies
+    loss: torch.Tensor  # float32 [C]  the weighted sum
     grad_logits: torch.Tensor  # float32 [C, V]  of the weighted sum, by the student's logits
 
 
 def state_terms(
-    teacher_logprobs: torch.Tensor, student_logprobs: torch.Tensor, *, weights: Weights
+    teacher_logprobs: torch.Tensor,
+    student_logprobs: torch.Tensor,
+    *,
+    taken: torch.Tensor,
+    weights: Weights,
 ) -> StateTerms:
-    """Return forward KL, moment gap and total variation at each state, and the weighted gradient.
+    """Return forward KL, moment gap and total variation at each state, and what the student descends.
 
     Args:
         teacher_logprobs: After log-softmax. float32 [C, V].
         student_logprobs: After log-softmax. float32 [C, V].
-        weights: Of the two terms in the gradient.
+        taken: The token that follows each state in the text. int64 [C].
+        weights: Of the terms in loss and gradient.
     """
     ratio = teacher_logprobs - student_logprobs
     teacher_probs = teacher_logprobs.exp()
@@ -61,7 +74,17 @@ def state_terms(
     expected = (student_probs * critic).sum(-1, keepdim=True)
     grad = critic.sub_(expected).mul_(student_probs).mul_(-weights.game)
     grad.sub_(difference, alpha=weights.kl)
-    return StateTerms(kl=kl, gap=gap, total_variation=difference.abs_().sum(-1).mul_(0.5), grad_logits=grad)
+    loss = weights.kl * kl + weights.game * gap
+    if weights.divergence is not None:
+        value, slope = weights.divergence(teacher_logprobs, student_logprobs)
+        grad.add_(slope).sub_(student_probs * slope.sum(-1, keepdim=True))
+        loss += value
+    if weights.cross_entropy:
+        grad.add_(student_probs, alpha=weights.cross_entropy)
+        grad.scatter_add_(1, taken[:, None], grad.new_full((len(taken), 1), -weights.cross_entropy))
+        loss -= weights.cross_entropy * student_logprobs.gather(1, taken[:, None]).squeeze(1)
+    total_variation = difference.abs_().sum(-1).mul_(0.5)
+    return StateTerms(kl=kl, gap=gap, total_variation=total_variation, loss=loss, grad_logits=grad)
 
 
 def future_gaps(

@@ -126,7 +126,11 @@ def _write_texts(
             )
 
     train_ids = prompt_ids[Path(settings.prompts)]
-    unanswered = [index for index, item in enumerate(train) if item.response is None]
+    unanswered = [
+        index
+        for index, item in enumerate(train)
+        if item.response is None or settings.responses == "teacher"
+    ]
     with TeacherStatesWriter(folder, examples=len(train), width=width, dtype=dtype) as states:
         sampled = answer(
             policy.model,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ammd.settings import Settings
 
@@ -40,6 +40,8 @@ class PrepareSettings(Settings):
     """Use at most this many training prompts, chosen by the seed; absent means all."""
     max_heldout: int | None = Field(default=None, ge=1)
     """Use at most this many held-out prompts, from the front of the file; absent means all."""
+    responses: Literal["given", "teacher"] = "given"
+    """Of prompts that have a response in the data: learn from it, or let the teacher write one all the same."""
     response_tokens: int = Field(default=128, ge=1)
     """Longest response, end token included; longer ones given in the data are cut."""
     temperature: float = Field(default=1.0, ge=0)
@@ -59,14 +61,30 @@ class WarmStart(Settings):
     """Highest learning rate of AdamW; rises over the first twentieth and ends at a tenth, by a cosine."""
 
 
-class Ammd(Settings):
-    """The second phase: the moment-matching game, with the critic in closed form."""
+class SecondPhase(Settings):
+    """What every objective of the second phase has."""
 
-    kind: Literal["ammd"] = "ammd"
     steps: int = Field(default=100, ge=1)
     """Optimizer steps."""
     lr: float = Field(default=3e-4, gt=0)
     """Highest learning rate of AdamW; rises over the first twentieth and ends at a tenth, by a cosine."""
+
+
+class OnPolicyPhase(SecondPhase):
+    """What every objective has that can also learn on the student's own texts."""
+
+    student_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of a batch's rows that are the student's own texts; the others are the teacher's."""
+    temperature: float = Field(default=1.0, gt=0)
+    """At which the student samples its own texts."""
+    rollout_reuse_steps: int = Field(default=4, ge=1)
+    """Steps for which one round of the student's texts lasts; more is faster and less on-policy."""
+
+
+class Ammd(OnPolicyPhase):
+    """The moment-matching game, with the critic in closed form."""
+
+    kind: Literal["ammd"] = "ammd"
     off_weight: float = Field(default=1.0, ge=0)
     """Weight of the distance on the teacher's texts."""
     on_weight: float = Field(default=1.0, ge=0)
@@ -77,17 +95,73 @@ class Ammd(Settings):
     """Penalty on the critic's square under the mean of both policies; the critic is bounded by its inverse."""
     discount: float = Field(default=0.0, ge=0, le=1)
     """How much a token answers for the gaps that follow it on the student's texts; 0 looks at itself only."""
-    temperature: float = Field(default=1.0, gt=0)
-    """At which the student samples its own texts."""
-    rollout_reuse_steps: int = Field(default=4, ge=1)
-    """Steps for which one round of the student's texts lasts; more is faster and less on-policy."""
+
+
+class Sft(SecondPhase):
+    """Cross-entropy on the responses: fine-tuning on given ones, sequence-level KD (SeqKD) on the teacher's."""
+
+    kind: Literal["sft"] = "sft"
+
+
+class ForwardKL(OnPolicyPhase):
+    """KL(teacher || student): KD on the teacher's texts; with half of them the student's own, ImitKD."""
+
+    kind: Literal["forward_kl"] = "forward_kl"
+    student_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of a batch's rows that are the student's own texts; the others are the teacher's."""
+
+
+class ReverseKL(OnPolicyPhase):
+    """KL(student || teacher), on the student's texts unless told otherwise."""
+
+    kind: Literal["reverse_kl"] = "reverse_kl"
+    student_share: float = Field(default=1.0, ge=0, le=1)
+    """Share of a batch's rows that are the student's own texts; the others are the teacher's."""
+
+
+class GeneralisedJSD(OnPolicyPhase):
+    """Generalised Jensen-Shannon divergence; with the defaults this is GKD."""
+
+    kind: Literal["gjsd"] = "gjsd"
+    beta: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the teacher in the mixture; near 0 it acts like forward KL, near 1 like reverse KL."""
+
+
+class TotalVariation(OnPolicyPhase):
+    """Total variation; with the defaults this is f-distill's."""
+
+    kind: Literal["tv"] = "tv"
+
+
+class SkewKL(OnPolicyPhase):
+    """KL(teacher || alpha teacher + (1 - alpha) student), as in DistiLLM."""
+
+    kind: Literal["skew_kl"] = "skew_kl"
+    student_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of a batch's rows that are the student's own texts; the others are the teacher's."""
+    alpha: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the teacher that is mixed into the student."""
+
+
+class SkewReverseKL(OnPolicyPhase):
+    """KL(student || (1 - alpha) teacher + alpha student), as in DistiLLM."""
+
+    kind: Literal["skew_rkl"] = "skew_rkl"
+    alpha: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the student that is mixed into the teacher."""
+
+
+Objective = Annotated[
+    Ammd | Sft | ForwardKL | ReverseKL | GeneralisedJSD | TotalVariation | SkewKL | SkewReverseKL,
+    Field(discriminator="kind"),
+]
 
 
 class DistillSettings(Settings):
     """Both training phases."""
 
     batch_size: int = Field(default=16, ge=1)
-    """Sequences an optimizer step; where a phase uses both sides, half are the teacher's texts, half the student's."""
+    """Sequences an optimizer step, the teacher's texts and the student's together."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's."""
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -98,7 +172,12 @@ class DistillSettings(Settings):
     """Of matrix products; `auto` is bfloat16 where the CPU multiplies it in hardware. Losses are float32."""
     warm: WarmStart = WarmStart()
     """The first phase."""
-    objective: Ammd = Ammd()
-    """The second phase."""
+    objective: Objective = Ammd()
+    """The second phase; `kind` says which, `ammd` when absent."""
     seed: int = 0
     """Source of all randomness in the stage; the pipeline passes the recipe's own."""
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _is_ammd_when_absent(cls, value: Any) -> Any:
+        return {"kind": "ammd", **value} if isinstance(value, dict) else value

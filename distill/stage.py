@@ -1,7 +1,7 @@
 """The distill stage: from the prepared student to the trained one.
 
 warm/           the student after the warm start
-student/        the student after AMMD
+student/        the student after the second phase
 curves.jsonl    one JSON object for each step of both phases (`StepLog`)
 """
 
@@ -40,11 +40,12 @@ def run(inputs: DistillInputs, settings: DistillSettings, folder: Path) -> dict[
     )
     training.warm(settings.warm)
     training.save(folder / "warm")
-    training.ammd(settings.objective)
+    training.second(settings.objective)
     training.save(folder / "student")
     return {
         "precision": "bfloat16" if training.dtype == torch.bfloat16 else "float32",
         "parameters": sum(parameter.numel() for parameter in training.student.parameters()),
         "warm_steps": settings.warm.steps,
-        "ammd_steps": settings.objective.steps,
+        "objective": settings.objective.kind,
+        "objective_steps": settings.objective.steps,
     }

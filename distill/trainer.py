@@ -25,8 +25,8 @@ from ammd.progress import progress
 
 from .batches import Batch, TokenPair, build_batch
 from .chunked import Score, States, Sums, matching_loss
-from .objective import Weights
 from .policy import Policy
+from .sides import Side
 from .student_texts import StudentTexts
 from .teacher_states import TeacherStates
 
@@ -49,8 +49,8 @@ class Phase:
     name: str
     steps: int
     lr: float
-    off: Weights  # on the teacher's texts
-    on: Weights | None  # on the student's texts; None samples none
+    off: Side | None  # on the teacher's texts
+    on: Side | None  # on the student's texts; None samples none
     discount: float = 0.0
     temperature: float = 1.0  # at which the student's texts are sampled
 
@@ -65,10 +65,10 @@ class StepLog:
     loss: float
     lr: float
     grad_norm: float
-    kl_nats: float  # forward KL on the teacher's texts
-    d_off: float  # moment gap on the teacher's texts
-    tv_off: float
     tokens_per_s: float  # response tokens trained on a second, both sides, since the phase began
+    kl_nats: float | None = None  # forward KL on the teacher's texts
+    d_off: float | None = None  # moment gap on the teacher's texts
+    tv_off: float | None = None
     d_on: float | None = None  # moment gap on the student's texts
     tv_on: float | None = None
     future_gap: float | None = None  # mean discounted future gap on the student's texts
@@ -104,12 +104,13 @@ def run_phase(
         curves.open("a", buffering=1, encoding="utf-8") as log,
     ):
         for step in range(1, phase.steps + 1):
-            chosen = next(order)
-            off = build_batch([pairs[index] for index in chosen])
-            off_states = teacher_states.rows(chosen, [len(pairs[index][1]) for index in chosen])
-            off_states = off_states.to(teacher.head.dtype)
+            off = None
+            if phase.off:
+                chosen = next(order)
+                states = teacher_states.rows(chosen, [len(pairs[index][1]) for index in chosen])
+                off = build_batch([pairs[index] for index in chosen]), states.to(teacher.head.dtype)
             on = student_texts.next_batch(student.model) if student_texts and phase.on else None
-            entry = loop.step(step, off, off_states, on)
+            entry = loop.step(step, off, on)
             log.write(json.dumps({k: v for k, v in asdict(entry).items() if v is not None}) + "\n")
             report(step, _summary(entry))
             if step % _CLEAR_STEPS == 0:
@@ -140,18 +141,22 @@ class _Loop:
         self._tokens = 0
         self._started = time.monotonic()
 
-    def step(self, number: int, off: Batch, off_states: torch.Tensor, on: Batch | None) -> StepLog:
+    def step(self, number: int, off: tuple[Batch, torch.Tensor] | None, on: Batch | None) -> StepLog:
+        """Take one optimizer step on the teacher's texts with its states, and on the student's texts."""
         phase = self._phase
-        loss, sums = self._side(off, off_states, phase.off, discount=0.0)
-        total = float(loss.detach())
-        self._accelerator.backward(loss)
+        total = 0.0
+        off_sums: Sums | None = None
         on_sums: Sums | None = None
+        if off is not None and phase.off is not None:
+            loss, off_sums = self._side(*off, phase.off, discount=0.0)
+            total += float(loss.detach())
+            self._accelerator.backward(loss)
         if on is not None and phase.on is not None:
             with torch.inference_mode():
                 on_states = self._teacher(on)
-            on_loss, on_sums = self._side(on, on_states, phase.on, discount=phase.discount)
-            total += float(on_loss.detach())
-            self._accelerator.backward(on_loss)
+            loss, on_sums = self._side(on, on_states, phase.on, discount=phase.discount)
+            total += float(loss.detach())
+            self._accelerator.backward(loss)
             started = self._baseline if number > 1 else on_sums.future_gap
             self._baseline = _BASELINE_DECAY * started + (1 - _BASELINE_DECAY) * on_sums.future_gap
         grad_norm = float(
@@ -167,7 +172,7 @@ class _Loop:
         self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad()
-        self._tokens += sums.tokens + (on_sums.tokens if on_sums else 0)
+        self._tokens += sum(sums.tokens for sums in (off_sums, on_sums) if sums)
         seconds = time.monotonic() - self._started
         return StepLog(
             phase=phase.name,
@@ -176,17 +181,17 @@ class _Loop:
             loss=total,
             lr=rate,
             grad_norm=grad_norm,
-            kl_nats=sums.kl_nats,
-            d_off=sums.gap,
-            tv_off=sums.total_variation,
             tokens_per_s=round(self._tokens / seconds, 1),
+            kl_nats=off_sums.kl_nats if off_sums else None,
+            d_off=off_sums.gap if off_sums else None,
+            tv_off=off_sums.total_variation if off_sums else None,
             d_on=on_sums.gap if on_sums else None,
             tv_on=on_sums.total_variation if on_sums else None,
             future_gap=on_sums.future_gap if on_sums and phase.discount else None,
         )
 
     def _side(
-        self, batch: Batch, teacher_hiddens: torch.Tensor, weights: Weights, *, discount: float
+        self, batch: Batch, teacher_hiddens: torch.Tensor, side: Side, *, discount: float
     ) -> tuple[torch.Tensor, Sums]:
         with self._accelerator.autocast():
             hiddens = self._student(batch)
@@ -200,14 +205,15 @@ class _Loop:
             targets=batch.targets,
             last_in_row=batch.last_in_row,
         )
-        return matching_loss(
+        loss, sums = matching_loss(
             hiddens,
             policy.head,
             states=states,
-            weights=weights,
+            weights=side.weights,
             score=Score(discount=discount, baseline=self._baseline, temperature=self._phase.temperature),
             chunk_tokens=self._settings.chunk_tokens,
         )
+        return loss * side.scale, sums
 
 
 def uses_bfloat16(settings: DistillSettings) -> bool:
@@ -227,8 +233,6 @@ def learning_rate_share(done: int, steps: int) -> float:
 
 
 def _summary(entry: StepLog) -> str:
-    on = "" if entry.d_on is None else f" d_on {entry.d_on:.3f}"
-    return (
-        f"loss {entry.loss:.3f} KL {entry.kl_nats:.3f} d_off {entry.d_off:.3f}{on} "
-        f"{entry.tokens_per_s:.0f} tokens/s"
-    )
+    named = {"KL": entry.kl_nats, "d_off": entry.d_off, "d_on": entry.d_on}
+    values = "".join(f"{name} {value:.3f} " for name, value in named.items() if value is not None)
+    return f"loss {entry.loss:.3f} {values}{entry.tokens_per_s:.0f} tokens/s"

@@ -5,6 +5,7 @@ A phase trains the student in place and goes on in the texts where the one befor
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,15 +20,15 @@ from .objective import Weights
 from .policy import Policy
 from .prompts import read_examples
 from .rollout import Sampling
+from .settings import Ammd, OnPolicyPhase
+from .sides import Side, sides_of
 from .student_texts import StudentTexts
 from .teacher_states import TeacherStates
 from .trainer import Phase, run_phase, uses_bfloat16
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from .batches import TokenPair
-    from .settings import Ammd, DistillSettings, WarmStart
+    from .settings import DistillSettings, Objective, WarmStart
 
 
 class Training:
@@ -67,36 +68,25 @@ class Training:
         Raises:
             NonFiniteLossError: Training diverged.
         """
-        phase = Phase(name="warm", steps=settings.steps, lr=settings.lr, off=Weights(kl=1.0), on=None)
-        self._run(phase, order=self._order, student_texts=None)
+        off = Side(weights=Weights(kl=1.0), rows=self.settings.batch_size)
+        phase = Phase(name="warm", steps=settings.steps, lr=settings.lr, off=off, on=None)
+        self._run(phase, student_texts=None)
 
-    def ammd(self, settings: Ammd) -> None:
-        """Run the second phase: the game on both sides, with some forward KL kept in on the teacher's.
+    def second(self, settings: Objective) -> None:
+        """Run the second phase, under the name of its objective.
 
         Raises:
             NonFiniteLossError: Training diverged.
         """
-        batch_size = self.settings.batch_size
-        if settings.on_weight:
-            batch_size = max(1, batch_size // 2)
-        phase = Phase(
-            name="ammd",
-            steps=settings.steps,
-            lr=settings.lr,
-            off=Weights(
-                kl=settings.kd_weight, game=settings.off_weight, critic_penalty=settings.critic_penalty
-            ),
-            on=Weights(game=settings.on_weight, critic_penalty=settings.critic_penalty)
-            if settings.on_weight
-            else None,
-            discount=settings.discount,
-            temperature=settings.temperature,
-        )
-        self._run(
-            phase,
-            order=cut_batches(self._order, batch_size),
-            student_texts=self._student_texts(settings, batch_size),
-        )
+        off, on = sides_of(settings, batch_size=self.settings.batch_size)
+        phase = Phase(name=settings.kind, steps=settings.steps, lr=settings.lr, off=off, on=on)
+        if isinstance(settings, Ammd):
+            phase = replace(phase, discount=settings.discount)
+        texts = None
+        if on is not None and isinstance(settings, OnPolicyPhase):
+            phase = replace(phase, temperature=settings.temperature)
+            texts = self._student_texts(settings, on.rows)
+        self._run(phase, student_texts=texts)
 
     def skip_texts(self, steps: int) -> None:
         """Go on in the texts as if `steps` steps of the first phase had been made."""
@@ -106,20 +96,22 @@ class Training:
         """Write the student; in bfloat16 it takes half the bytes, and that is what it is served in anyway."""
         save_checkpoint(copy_in_dtype(self.student.model, dtype), self._tokenizer, folder)
 
-    def _run(self, phase: Phase, *, order: Iterator[list[int]], student_texts: StudentTexts | None) -> None:
+    def _run(self, phase: Phase, *, student_texts: StudentTexts | None) -> None:
+        rows = phase.off.rows if phase.off else self.settings.batch_size
+        whole = rows == self.settings.batch_size
         run_phase(
             phase,
             student=self.student,
             teacher=self._teacher,
             pairs=self._pairs,
             teacher_states=self._teacher_states,
-            order=order,
+            order=self._order if whole else cut_batches(self._order, rows),
             student_texts=student_texts,
             settings=self.settings,
             curves=self._curves,
         )
 
-    def _student_texts(self, settings: Ammd, batch_size: int) -> StudentTexts:
+    def _student_texts(self, settings: OnPolicyPhase, batch_size: int) -> StudentTexts:
         sampling = Sampling(
             max_new_tokens=max(len(response) for _, response in self._pairs),
             temperature=settings.temperature,

@@ -162,7 +162,7 @@ def _running_seconds(curves: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
 
 def _phase_border(curves: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the second at which the second phase begins, if both phases are there."""
-    first = next((row["seconds"] for row in curves if row.get("phase") == "ammd"), None)
+    first = next((row["seconds"] for row in curves if row.get("phase") != "warm"), None)
     return float(first) if first is not None and curves[0].get("phase") == "warm" else None
 
 

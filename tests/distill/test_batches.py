@@ -59,4 +59,5 @@ def test_shared_tokens_stop_before_the_state_of_the_first_response() -> None:
 
 
 def test_cut_batches_keep_every_row_in_order() -> None:
-    assert list(cut_batches(iter([[1, 2, 3], [4, 5]]), 2)) == [[1, 2], [3], [4, 5]]
+    assert list(cut_batches(iter([[1, 2, 3], [4, 5, 6]]), 2)) == [[1, 2], [3, 4], [5, 6]]
+    assert list(cut_batches(iter([[1, 2], [3, 4]]), 4)) == [[1, 2, 3, 4]]

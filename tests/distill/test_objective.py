@@ -18,8 +18,11 @@ def policies(*, spread: float = 2.0, seed: int = 0) -> tuple[torch.Tensor, torch
     return teacher, student
 
 
+TAKEN = torch.tensor([3, 0, 10, 7, 7, 1, 5])
+
+
 def terms_of(teacher: torch.Tensor, student: torch.Tensor, weights: Weights) -> StateTerms:
-    return state_terms(teacher.log_softmax(-1), student.log_softmax(-1), weights=weights)
+    return state_terms(teacher.log_softmax(-1), student.log_softmax(-1), taken=TAKEN, weights=weights)
 
 
 def test_values_equal_their_definitions() -> None:
@@ -70,8 +73,19 @@ def test_gradient_equals_automatic_differentiation(weights: Weights) -> None:
     critic = ((p - q) / (p + q) / weights.critic_penalty).detach()  # the student's step holds it fixed
     loss = weights.kl * (p * (p.log() - q.log())).sum() + weights.game * ((p - q) * critic).sum()
     (expected,) = torch.autograd.grad(loss, logits)
-    found = terms_of(teacher, student, weights).grad_logits
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    found = terms_of(teacher, student, weights)
+    torch.testing.assert_close(found.grad_logits, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.loss.sum(), loss.detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_cross_entropy_is_that_of_torch() -> None:
+    teacher, student = policies()
+    logits = student.clone().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(logits, TAKEN, reduction="none")
+    (gradient,) = torch.autograd.grad(expected.sum(), logits)
+    found = terms_of(teacher, student, Weights(cross_entropy=1.0))
+    torch.testing.assert_close(found.loss, expected.detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.grad_logits, gradient, rtol=1e-10, atol=1e-12)
 
 
 def test_everything_vanishes_at_equality() -> None:
@@ -92,7 +106,10 @@ def test_values_stay_positive_for_bfloat16_inputs() -> None:
     teacher, _ = policies(spread=8.0)
     near = (teacher.bfloat16() * 1.01).float()
     found = state_terms(
-        teacher.bfloat16().float().log_softmax(-1), near.log_softmax(-1), weights=Weights(kl=1.0, game=1.0)
+        teacher.bfloat16().float().log_softmax(-1),
+        near.log_softmax(-1),
+        taken=TAKEN,
+        weights=Weights(kl=1.0, game=1.0),
     )
     assert (found.kl >= 0).all()
     assert (found.gap >= 0).all()

@@ -23,6 +23,7 @@ from ammd.distill.settings import (
     PrepareSettings,
     WarmStart,
 )
+from ammd.distill.sides import Side
 from ammd.distill.teacher_states import TeacherStates, TeacherStatesWriter
 from ammd.distill.trainer import Phase, learning_rate_share, run_phase
 from ammd.errors import DataError, DistillError, NonFiniteLossError
@@ -40,7 +41,7 @@ def train(
 ):
     curves = tmp_path / "curves.jsonl"
     order = endless_order([6] * len(PAIRS), batch_size=4, seed=0)
-    phase = Phase(name="test", steps=steps, lr=lr, off=off, on=None)
+    phase = Phase(name="test", steps=steps, lr=lr, off=Side(weights=off, rows=4), on=None)
     with (
         torch.inference_mode(),
         TeacherStatesWriter(
@@ -146,6 +147,12 @@ def test_prepare_writes_texts_and_a_cut_student(tiny_checkpoint: Path, tmp_path:
         assert hash_file(other / name) == hash_file(folder / name)
 
 
+def test_the_teacher_can_write_over_given_responses(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    examples = read_examples(prepared(tiny_checkpoint, tmp_path, responses="teacher") / "train.jsonl")
+    assert examples[-1].prompt == "then"
+    assert examples[-1].response != "the an in"
+
+
 def test_kept_states_are_those_of_a_live_teacher(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +201,43 @@ def test_distill_writes_both_checkpoints_and_is_reproducible(tiny_checkpoint: Pa
     assert hashes["one"] == hashes["two"]
     assert hash_file(tmp_path / "one/warm/model.safetensors") != hashes["one"]
     assert load_model(tmp_path / "one/student", dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"kind": "sft"},
+        {"kind": "forward_kl", "student_share": 0.5},
+        {"kind": "reverse_kl"},
+        {"kind": "gjsd"},
+        {"kind": "tv"},
+        {"kind": "skew_kl"},
+        {"kind": "skew_rkl"},
+    ],
+    ids=lambda objective: objective["kind"],
+)
+def test_every_rival_runs_on_the_same_loop(
+    tiny_checkpoint: Path, tmp_path: Path, objective: dict[str, object]
+) -> None:
+    source = prepared(tiny_checkpoint, tmp_path)
+    settings = DistillSettings.model_validate(
+        {
+            "batch_size": 4,
+            "precision": "float32",
+            "warm": {"steps": 1},
+            "objective": {"steps": 12, "lr": 2e-3, **objective},
+        }
+    )
+    (tmp_path / "out").mkdir()
+    facts = stage.run(stage.DistillInputs(prepared=source), settings, tmp_path / "out")
+    assert facts["objective"] == objective["kind"]
+    rows = [json.loads(line) for line in (tmp_path / "out/curves.jsonl").read_text().splitlines()[1:]]
+    assert {row["phase"] for row in rows} == {objective["kind"]}
+    on_policy = objective["kind"] not in {"sft", "skew_kl"}
+    assert all(("d_on" in row) == on_policy for row in rows)
+    assert all(("d_off" in row) == (objective["kind"] != "reverse_kl") for row in rows)
+    measured = "tv_on" if objective["kind"] == "reverse_kl" else "tv_off"
+    assert min(row[measured] for row in rows[-3:]) < rows[0][measured]
 
 
 def test_the_second_phase_goes_on_where_the_first_stopped(
