@@ -71,8 +71,8 @@ COLUMNS = (
     ),
     Column(
         section="quality",
-        key="nll_under_teacher_nats",
-        title="teacher NLL",
+        key="sampled_nll_under_teacher_nats",
+        title="sampled NLL",
         unit="nats",
         per_unit=1,
         digits=2,

@@ -10,7 +10,8 @@ Every model answers in a child of its own; the teacher then scores all answers i
 - `repetition`, `looping_share`: see `quality`
 - `nll_under_teacher_nats`: mean -log p(token) under the teacher of the greedy answers; low is likely text,
   but loops are likely too, so read it beside `repetition`
-- `sampled_nll_under_teacher_nats`, `sampled_repetition`: of answers sampled at temperature 1 (checkpoints)
+- `sampled_nll_under_teacher_nats`, `sampled_rouge_l`, `sampled_repetition`: of answers sampled at temperature 1
+  (checkpoints), as papers on distillation measure them
 - `response_tokens_mean`, `ended_share`: length, and share of answers that the model ended itself
 - `prompts`, `kl_positions`: how much was measured
 """
@@ -146,8 +147,11 @@ def _summarize(
             [text for text, _ in referenced], [reference for _, reference in referenced]
         )
     if "sampled" in record:
+        sampled = [answer["text"] for answer in record["sampled"]]
+        targets = [row.response for row in rows[: len(sampled)]]
         quality["sampled_nll_under_teacher_nats"] = scores[f"{name}/sampled"]
-        quality["sampled_repetition"] = repetition([answer["text"] for answer in record["sampled"]])
+        quality["sampled_rouge_l"] = rouge_l(sampled, targets)
+        quality["sampled_repetition"] = repetition(sampled)
     return quality
 
 

@@ -57,6 +57,11 @@ def test_sampled_answers_are_less_likely_than_greedy_ones(quality: dict[str, Any
     assert "sampled_nll_under_teacher_nats" not in quality["gguf-f16"]
 
 
+def test_the_teacher_is_as_it_judges_and_its_samples_stray(quality: dict[str, Any]) -> None:
+    assert quality["teacher"]["rouge_l"] == 1
+    assert 0 <= quality["teacher"]["sampled_rouge_l"] < 1
+
+
 def test_references_are_used_where_they_are(quality: dict[str, Any]) -> None:
     assert 0 <= quality["teacher"]["rouge_l_reference"] <= 1
 
