@@ -141,9 +141,7 @@ def judge(work: Path, seed: int, folder: Path, *, prompts: int) -> None:
     inputs = evaluate.EvaluateInputs(
         teacher=work / "prepared" / "teacher", heldout=work / "prepared" / "heldout.jsonl", models=models
     )
-    settings = EvaluateSettings(
-        prompts=prompts, sampled_prompts=prompts, kl_texts=_KL_TEXTS, seed=seed
-    )
+    settings = EvaluateSettings(prompts=prompts, sampled_prompts=prompts, kl_texts=_KL_TEXTS, seed=seed)
     evaluate.run(inputs, settings, folder)
 
 

@@ -10,12 +10,12 @@ row, and the rows' gradients meet in them. For short chats that is a fifth of th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ammd.errors import DistillError
-from ammd.kv_cache import build_shared_cache, cache_argument, has_plain_cache
+from ammd.kv_cache import has_plain_cache, run_shared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,7 +46,9 @@ class Policy(torch.nn.Module):
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the final hidden state at each state that predicts a response token. [N, H]."""
         shared = batch.shared_tokens if self._can_share and len(batch.token_ids) > 1 else 0
-        past = self._run_shared(batch.token_ids[:1, :shared], rows=len(batch.token_ids)) if shared else {}
+        past = (
+            run_shared(self.model, batch.token_ids[:1, :shared], rows=len(batch.token_ids)) if shared else {}
+        )
         output = self.model.base_model(
             input_ids=batch.token_ids[:, shared:],
             attention_mask=batch.attention_mask,
@@ -55,14 +57,6 @@ class Policy(torch.nn.Module):
         )
         hiddens: torch.Tensor = output.last_hidden_state[batch.state_mask[:, shared:]]
         return hiddens
-
-    def _run_shared(self, token_ids: torch.Tensor, *, rows: int) -> dict[str, Any]:
-        """Run the shared first tokens [1, P] and return their cache, repeated for every row, as an argument."""
-        name = cache_argument(self.model)
-        cache = build_shared_cache(self.model)
-        self.model.base_model(input_ids=token_ids, use_cache=True, **{name: cache})
-        cache.batch_repeat_interleave(rows)
-        return {name: cache}
 
 
 @torch.inference_mode()

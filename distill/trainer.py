@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _EAGER_TOKENS = 256
 _RISE_SHARE = 0.05  # of the steps in which the learning rate rises
 _FINAL_SHARE = 0.1  # of the highest learning rate at the last step
-_CLEAR_STEPS = 2  # between two clearings of the heap; each costs about a second
+_CLEAR_STEPS = 8  # between two clearings of the heap; each costs about a second
 _BASELINE_DECAY = 0.9  # of the running mean of future gaps
 
 

@@ -72,19 +72,26 @@ def response_nats(
     """
     import torch
 
+    from ammd.kv_cache import has_plain_cache, run_shared, shared_tokens
+
+    can_share = has_plain_cache(model)
     order = sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     nats: list[float] = []
     with torch.inference_mode():
         for start in range(0, len(order), _BATCH_ROWS):
             batch = order[start : start + _BATCH_ROWS]
+            shared = shared_tokens([prompt for prompt, _ in batch]) if can_share and len(batch) > 1 else 0
             width = max(len(prompt) + len(response) for prompt, response in batch)
             # Padding stands on the right, where a causal model cannot see it from a token that counts.
             rows = [[*prompt, *response] for prompt, response in batch]
             token_ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-            hidden = decoder(input_ids=token_ids, use_cache=False).last_hidden_state
+            past = run_shared(model, token_ids[:1, :shared], rows=len(batch)) if shared else {}
+            hidden = decoder(
+                input_ids=token_ids[:, shared:], use_cache=bool(shared), **past
+            ).last_hidden_state
             for row, (prompt, response) in enumerate(batch):
-                first = len(prompt) - 1  # the position that predicts the first response token
+                first = len(prompt) - 1 - shared  # the position that predicts the first response token
                 logits = head(hidden[row, first : first + len(response)])
                 chosen = torch.tensor(response)[:, None]
                 nats += (-logits.float().log_softmax(-1).gather(1, chosen)[:, 0]).tolist()

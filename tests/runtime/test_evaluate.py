@@ -58,8 +58,8 @@ def test_sampled_answers_are_less_likely_than_greedy_ones(quality: dict[str, Any
 
 
 def test_the_teacher_is_as_it_judges_and_its_samples_stray(quality: dict[str, Any]) -> None:
-    assert quality["teacher"]["rouge_l"] == 1
-    assert 0 <= quality["teacher"]["sampled_rouge_l"] < 1
+    teacher = quality["teacher"]
+    assert 0 <= teacher["sampled_rouge_l"] < teacher["rouge_l"] <= 1
 
 
 def test_references_are_used_where_they_are(quality: dict[str, Any]) -> None:

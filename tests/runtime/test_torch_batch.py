@@ -65,6 +65,16 @@ def test_sampled_frequencies_follow_the_distribution(model: torch.nn.Module, eng
 
 def test_response_nats_equal_those_of_single_passes(model: torch.nn.Module, engine: TorchEngine) -> None:
     pairs = [(PROMPTS[0], [8, 2]), (PROMPTS[1], [9]), (PROMPTS[2], [3, 4, 5])]
+    assert_nats_of_single_passes(model, engine, pairs)
+    # What all prompts begin with is run once.
+    assert_nats_of_single_passes(
+        model, engine, [([5, 9, 30, *prompt], response) for prompt, response in pairs]
+    )
+
+
+def assert_nats_of_single_passes(
+    model: torch.nn.Module, engine: TorchEngine, pairs: list[tuple[list[int], list[int]]]
+) -> None:
     expected = []
     for prompt, response in pairs:
         ids = [*prompt, *response]
