@@ -127,9 +127,7 @@ def _write_texts(
 
     train_ids = prompt_ids[Path(settings.prompts)]
     unanswered = [
-        index
-        for index, item in enumerate(train)
-        if item.response is None or settings.responses == "teacher"
+        index for index, item in enumerate(train) if item.response is None or settings.responses == "teacher"
     ]
     with TeacherStatesWriter(folder, examples=len(train), width=width, dtype=dtype) as states:
         sampled = answer(

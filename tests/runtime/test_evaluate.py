@@ -54,12 +54,8 @@ def test_answers_are_no_longer_than_the_teachers_text(quality: dict[str, Any]) -
 def test_sampled_answers_are_less_likely_than_greedy_ones(quality: dict[str, Any]) -> None:
     teacher = quality["teacher"]
     assert teacher["sampled_nll_under_teacher_nats"] > teacher["nll_under_teacher_nats"] > 0
+    assert 0 <= teacher["sampled_rouge_l"] <= 1
     assert "sampled_nll_under_teacher_nats" not in quality["gguf-f16"]
-
-
-def test_the_teacher_is_as_it_judges_and_its_samples_stray(quality: dict[str, Any]) -> None:
-    teacher = quality["teacher"]
-    assert 0 <= teacher["sampled_rouge_l"] < teacher["rouge_l"] <= 1
 
 
 def test_references_are_used_where_they_are(quality: dict[str, Any]) -> None:
@@ -71,4 +67,6 @@ def test_answers_stand_side_by_side(folder: Path) -> None:
     assert [sorted(line["answers"]) for line in lines] == [["gguf-f16", "teacher"]] * 2 + [["teacher"]]
     assert lines[0]["prompt"] == "Hello there"
     assert lines[0]["answers"]["gguf-f16"] == lines[0]["teacher_text"].strip()
+    # Both sides are float32: the teacher says word for word what it is judged by.
+    assert all(line["answers"]["teacher"] == line["teacher_text"].strip() for line in lines)
     assert sorted(path.name for path in folder.iterdir()) == ["answers.jsonl", "quality.json"]
