@@ -106,8 +106,10 @@ def draw(logits: torch.Tensor, *, temperature: float, generator: torch.Generator
         return logits.argmax(-1)
     # Inverse of the cumulative distribution: one uniform number a row instead of one a token.
     threshold = torch.rand(len(logits), 1, generator=generator)
-    chosen = []
-    for some, share in zip(logits.split(_DRAW_ROWS), threshold.split(_DRAW_ROWS), strict=True):
-        cumulative = torch.softmax(some.float() / temperature, dim=-1).cumsum_(-1)
-        chosen.append(torch.searchsorted(cumulative, share * cumulative[:, -1:], right=True).squeeze(1))
-    return torch.cat(chosen).clamp_(max=logits.shape[-1] - 1)
+    drawn = torch.empty(len(logits), dtype=torch.long)
+    for start in range(0, len(logits), _DRAW_ROWS):
+        rows = slice(start, start + _DRAW_ROWS)
+        cumulative = torch.softmax(logits[rows].float() / temperature, dim=-1).cumsum_(-1)
+        reached = threshold[rows] * cumulative[:, -1:]
+        drawn[rows] = torch.searchsorted(cumulative, reached, right=True).squeeze(1)
+    return drawn.clamp_(max=logits.shape[-1] - 1)

@@ -13,3 +13,9 @@ def test_draws_follow_the_distribution() -> None:
     draws = draw(probs.log().repeat(20_000, 1), temperature=1.0, generator=torch.Generator().manual_seed(0))
     frequency = torch.bincount(draws, minlength=5) / 20_000
     assert ((frequency - probs).abs() <= 5 * (probs * (1 - probs) / 20_000).sqrt()).all()
+
+
+def test_no_rows_are_drawn_from_no_rows() -> None:
+    none = draw(torch.empty(0, 5), temperature=1.0, generator=torch.Generator())
+    assert none.shape == (0,)
+    assert none.dtype == torch.long
