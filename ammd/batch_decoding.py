@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .kv_cache import build_cache, cache_argument, has_plain_cache, shared_tokens
+from .kv_cache import build_cache, cache_argument, has_plain_cache, run_shared, shared_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,9 +64,7 @@ def decode_batch(
     cache = build_cache(model, capacity_tokens=mask.shape[1] + max_new_tokens)
     cache_name = cache_argument(model)
     if shared:
-        first = torch.tensor([prompts[0][:shared]])
-        model.base_model(input_ids=first, use_cache=True, **{cache_name: cache})
-        cache.batch_repeat_interleave(len(prompts))
+        run_shared(model, torch.tensor([prompts[0][:shared]]), rows=len(prompts), cache=cache)
     head = model.get_output_embeddings()
     states: torch.Tensor | None = None
     for step in range(max_new_tokens):

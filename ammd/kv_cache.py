@@ -74,19 +74,22 @@ def has_plain_cache(model: PreTrainedModel) -> bool:
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
-def run_shared(model: PreTrainedModel, token_ids: torch.Tensor, *, rows: int) -> dict[str, Any]:
-    """Run tokens that all rows of a batch begin with; gradients flow through their cache.
+def run_shared(
+    model: PreTrainedModel, token_ids: torch.Tensor, *, rows: int, cache: Cache | None = None
+) -> dict[str, Any]:
+    """Run tokens that all rows of a batch begin with.
 
     Args:
         model: One for which `has_plain_cache` holds.
         token_ids: The shared tokens. int64 [1, P].
         rows: Of the batch.
+        cache: Empty, to run them into; absent, a new one through which gradients flow.
 
     Returns:
         The cache, repeated for every row, as an argument of the model's forward.
     """
     name = cache_argument(model)
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache(config=model.config) if cache is None else cache
     model.base_model(input_ids=token_ids, use_cache=True, **{name: cache})
     cache.batch_repeat_interleave(rows)
     return {name: cache}

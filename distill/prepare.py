@@ -152,7 +152,9 @@ def _write_texts(
     ]
     heldout_ids = prompt_ids[Path(settings.heldout)]
     # What others are judged by is exact: in bfloat16 the likeliest of two close tokens is a matter of rounding.
-    exact = load_model(folder / "teacher", dtype=torch.float32)
+    exact = policy.model
+    if dtype != torch.float32:
+        exact = load_model(folder / "teacher", dtype=torch.float32)
     greedy = answer(exact, heldout_ids, 0.0, "teacher answers held-out prompts")
     judged = [
         _example(tokenizer, item, ids, response)

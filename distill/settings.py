@@ -61,6 +61,16 @@ class WarmStart(Settings):
     """Highest learning rate of AdamW; rises over the first twentieth and ends at a tenth, by a cosine."""
 
 
+StudentShare = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1,
+        description="Share of a batch's rows that are the student's own texts; the others are the teacher's.",
+    ),
+]
+
+
 class SecondPhase(Settings):
     """What every objective of the second phase has."""
 
@@ -73,8 +83,7 @@ class SecondPhase(Settings):
 class OnPolicyPhase(SecondPhase):
     """What every objective has that can also learn on the student's own texts."""
 
-    student_share: float = Field(default=0.5, ge=0, le=1)
-    """Share of a batch's rows that are the student's own texts; the others are the teacher's."""
+    student_share: StudentShare = 0.5
     temperature: float = Field(default=1.0, gt=0)
     """At which the student samples its own texts."""
     rollout_reuse_steps: int = Field(default=4, ge=1)
@@ -107,16 +116,14 @@ class ForwardKL(OnPolicyPhase):
     """KL(teacher || student): KD on the teacher's texts; with half of them the student's own, ImitKD."""
 
     kind: Literal["forward_kl"] = "forward_kl"
-    student_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of a batch's rows that are the student's own texts; the others are the teacher's."""
+    student_share: StudentShare = 0.0
 
 
 class ReverseKL(OnPolicyPhase):
     """KL(student || teacher), on the student's texts unless told otherwise."""
 
     kind: Literal["reverse_kl"] = "reverse_kl"
-    student_share: float = Field(default=1.0, ge=0, le=1)
-    """Share of a batch's rows that are the student's own texts; the others are the teacher's."""
+    student_share: StudentShare = 1.0
 
 
 class GeneralisedJSD(OnPolicyPhase):
@@ -137,8 +144,7 @@ class SkewKL(OnPolicyPhase):
     """KL(teacher || alpha teacher + (1 - alpha) student), as in DistiLLM."""
 
     kind: Literal["skew_kl"] = "skew_kl"
-    student_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of a batch's rows that are the student's own texts; the others are the teacher's."""
+    student_share: StudentShare = 0.0
     alpha: float = Field(default=0.1, gt=0, lt=1)
     """Share of the teacher that is mixed into the student."""
 

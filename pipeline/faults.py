@@ -121,7 +121,9 @@ def _nearest(path: tuple[str, ...], tables: Sequence[type[BaseModel]], root: typ
     siblings = [name for table in tables for name in table.model_fields]
     if close := difflib.get_close_matches(key, siblings, n=1, cutoff=0.5):
         return f", the nearest valid one is `{'.'.join([*section, close[0]])}`"
-    everywhere = list(_all_keys(root, ""))
+    everywhere = list(dict.fromkeys(_all_keys(root, "")))  # members of a union share keys
+    if ".".join(path) in everywhere:
+        return f" for this kind, valid here: {', '.join(siblings)}"
     if close := difflib.get_close_matches(key, {_last(dotted) for dotted in everywhere}, n=1, cutoff=0.7):
         same = [f"`{dotted}`" for dotted in everywhere if _last(dotted) == close[0]]
         return f", the nearest valid one is {' or '.join(same)}"

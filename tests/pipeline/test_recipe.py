@@ -175,3 +175,19 @@ def test_every_recipe_key_has_a_docstring():
         key for section in sections if hasattr(section, "model_fields") for key in undocumented(section)
     ]
     assert missing == []
+
+
+def test_a_key_of_another_kind_is_not_advised_against_itself() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(overrides=["distill.objective.kind=gjsd"])
+    message = str(caught.value)
+    assert (
+        "`distill.objective.discount` = `0.5`: unknown key for this kind, valid here: steps, lr," in message
+    )
+    assert "nearest" not in message
+
+
+def test_a_key_that_several_kinds_share_is_advised_once() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(overrides=["distill.rollout_reuse_step=4"])
+    assert str(caught.value).count("distill.objective.rollout_reuse_steps") == 1

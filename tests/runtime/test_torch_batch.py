@@ -48,6 +48,23 @@ def test_greedy_is_one_by_one_and_sampling_repeats_with_its_seed(
     assert sampled(0) == sampled(0) != sampled(1)
 
 
+def test_rows_that_end_leave_the_others_to_their_own_way(model: torch.nn.Module, engine: TorchEngine) -> None:
+    """Greedy rows stay greedy when rows before them have left the batch, and an end token ends its own row only."""
+    expected = [one_by_one(engine, prompt, 8) for prompt in PROMPTS]
+    ends = {expected[1][0]}  # the shortest prompt's row leaves first: all others move up one place
+    greedy, _ = torch_batch.greedy_and_sampled_responses(
+        model,
+        PROMPTS,
+        sampled_prompts=1,
+        max_new_tokens=8,
+        end_token_ids=frozenset(ends),
+        generator=torch.Generator().manual_seed(0),
+    )
+    cuts = [next((at + 1 for at, token in enumerate(row) if token in ends), 8) for row in expected]
+    assert min(cuts) < max(cuts)
+    assert greedy == [row[:cut] for row, cut in zip(expected, cuts, strict=True)]
+
+
 def test_sampled_frequencies_follow_the_distribution(model: torch.nn.Module, engine: TorchEngine) -> None:
     _, responses = torch_batch.greedy_and_sampled_responses(
         model,
