@@ -5,7 +5,7 @@ it the warm start's objective for as long as the second phase took (`warm-more`,
 rate and schedule, on the texts that would have come next). All three are judged on the same held-out prompts. A
 seed changes the order of texts, what the student writes while training, and its sampled answers.
 
-    python benchmarks/second_phase.py WORK_DIR [--seeds 0 1 2] [--prompts 320] [--recipe FILE] [--set KEY=VALUE]...
+    python benchmarks/second_phase.py WORK_DIR [--seeds 0 1 2] [--prompts 640] [--recipe FILE] [--set KEY=VALUE]...
 
 Finished parts in WORK_DIR are taken as they are, so an interrupted run goes on. Prints one JSON line last and writes
 `benchmarks/results/second_phase.json`.
@@ -141,7 +141,7 @@ def judge(work: Path, seed: int, folder: Path, *, prompts: int) -> None:
     inputs = evaluate.EvaluateInputs(
         teacher=work / "prepared" / "teacher", heldout=work / "prepared" / "heldout.jsonl", models=models
     )
-    settings = EvaluateSettings(prompts=prompts, sampled_prompts=prompts, kl_texts=_KL_TEXTS, seed=seed)
+    settings = EvaluateSettings(prompts=prompts, sampled_prompts=prompts // 2, kl_texts=_KL_TEXTS, seed=seed)
     evaluate.run(inputs, settings, folder)
 
 
@@ -197,7 +197,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("work", type=Path, metavar="WORK_DIR")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--prompts", type=int, default=320, help="held-out prompts that judge")
+    parser.add_argument(
+        "--prompts",
+        type=int,
+        default=640,
+        help="held-out prompts that judge; samples are drawn for the first half",
+    )
     parser.add_argument("--recipe", type=Path, default=None, help="the packaged one when absent")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--part", default="", help=argparse.SUPPRESS)
