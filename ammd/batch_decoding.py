@@ -7,6 +7,7 @@ paying for the short ones. Logits exist for the last position only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ _DRAW_ROWS = 16
 
 Choose = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Takes the logits [B, V] of the rows still there, in the model's dtype, and the place of each row's prompt,
-int64 [B]; gives the next token of each, int64 [B]."""
+int64 [B]; gives the next token of each, int64 [B]. With a guide, logits are [2, B, V]: the model's and the guide's."""
 
 
 @torch.inference_mode()
@@ -36,6 +37,7 @@ def decode_batch(
     end_token_ids: Collection[int],
     choose: Choose,
     keep_states: bool = False,
+    guide: PreTrainedModel | None = None,
 ) -> tuple[list[list[int]], torch.Tensor | None]:
     """Return a response for each prompt, and the states it was chosen from where they are asked for.
 
@@ -46,8 +48,11 @@ def decode_batch(
         end_token_ids: Tokens after which a row is finished; a response includes the one that ended it.
         choose: Chooses the next token of every row. A row that has just ended may stay for some steps more.
         keep_states: Keep the final hidden state behind each token of the responses. [B, longest, H].
+        guide: A second model over the same vocabulary that reads along, for a choice that looks at both.
     """
-    shared = shared_tokens(prompts) if len(prompts) > 1 and has_plain_cache(model) else 0
+    models = [model] if guide is None else [model, guide]
+    can_share = len(prompts) > 1 and all(map(has_plain_cache, models))
+    shared = shared_tokens(prompts) if can_share else 0
     width = max(map(len, prompts)) - shared
     token_ids = torch.zeros(len(prompts), width, dtype=torch.long)
     mask = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -61,26 +66,30 @@ def decode_batch(
     running = torch.ones(len(prompts), dtype=torch.bool)
     position = (mask.cumsum(-1) - 1 + shared).clamp_(min=0)
     mask = torch.nn.functional.pad(mask, (shared, 0), value=1)
-    cache = build_cache(model, capacity_tokens=mask.shape[1] + max_new_tokens)
-    cache_name = cache_argument(model)
+    caches = [build_cache(one, capacity_tokens=mask.shape[1] + max_new_tokens) for one in models]
+    names = [cache_argument(one) for one in models]
     if shared:
-        run_shared(model, torch.tensor([prompts[0][:shared]]), rows=len(prompts), cache=cache)
-    head = model.get_output_embeddings()
+        for one, cache in zip(models, caches, strict=True):
+            run_shared(one, torch.tensor([prompts[0][:shared]]), rows=len(prompts), cache=cache)
     states: torch.Tensor | None = None
     for step in range(max_new_tokens):
-        output = model.base_model(
-            input_ids=token_ids,
-            attention_mask=mask,
-            position_ids=position,
-            use_cache=True,
-            **{cache_name: cache},
-        )
-        hiddens = output.last_hidden_state[:, -1]
+        read = [
+            one.base_model(
+                input_ids=token_ids,
+                attention_mask=mask,
+                position_ids=position,
+                use_cache=True,
+                **{name: cache},
+            ).last_hidden_state[:, -1]
+            for one, name, cache in zip(models, names, caches, strict=True)
+        ]
+        hiddens = read[0]
         if keep_states:
             if states is None:
                 states = hiddens.new_zeros(len(prompts), max_new_tokens, hiddens.shape[-1])
             states[alive, step] = hiddens
-        chosen = choose(head(hiddens), alive)
+        logits = [one.get_output_embeddings()(state) for one, state in zip(models, read, strict=True)]
+        chosen = choose(logits[0] if guide is None else torch.stack(logits), alive)
         for place, token, counts in zip(alive.tolist(), chosen.tolist(), running.tolist(), strict=True):
             if counts:
                 responses[place].append(token)
@@ -89,7 +98,8 @@ def decode_batch(
             break
         if running.float().mean() <= 1 - _COMPACT_SHARE:
             keep = running.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
+            for cache in caches:
+                cache.batch_select_indices(keep)
             mask, position, chosen = mask[keep], position[keep], chosen[keep]
             alive, running = alive[keep], running[keep]
         token_ids = chosen.unsqueeze(1)
@@ -111,3 +121,28 @@ def draw(logits: torch.Tensor, *, temperature: float, generator: torch.Generator
         reached = threshold[rows] * cumulative[:, -1:]
         drawn[rows] = torch.searchsorted(cumulative, reached, right=True).squeeze(1)
     return drawn.clamp_(max=logits.shape[-1] - 1)
+
+
+def draw_mixed(
+    logits: torch.Tensor, *, guide_share: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw one token a row from  (1 - guide_share) softmax(model) + guide_share softmax(guide).
+
+    Args:
+        logits: The model's and the guide's. [2, B, V].
+        guide_share: From 0 to below 1.
+        generator: Source of randomness.
+
+    Returns:
+        Tokens int64 [B] and their log-probabilities under the mixture, float32 [B].
+    """
+    log_share = math.log(guide_share) if guide_share else -math.inf
+    rows = logits.shape[1]
+    drawn, logprobs = torch.empty(rows, dtype=torch.long), torch.empty(rows)
+    for start in range(0, rows, _DRAW_ROWS):
+        part = slice(start, start + _DRAW_ROWS)
+        model, guide = (one[part].float().log_softmax(-1) for one in logits)
+        mixture = torch.logaddexp(model + math.log1p(-guide_share), guide + log_share)
+        drawn[part] = draw(mixture, temperature=1.0, generator=generator)
+        logprobs[part] = mixture.gather(1, drawn[part][:, None]).squeeze(1)
+    return drawn, logprobs

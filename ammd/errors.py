@@ -8,6 +8,7 @@
         DataError                 a data file or one of its lines is unusable
         TokenizerMismatchError    student and teacher do not share a tokenizer
         NonFiniteLossError        the loss or a gradient is not a number
+        CollapseError             training goes on but can no longer recover
       ExportError                 a file cannot be converted or quantized        -> engineer, exit 5
         ParityError               an exported file does not behave as its student
       EngineError                 an engine cannot load or run a file            -> device owner, exit 6
@@ -78,6 +79,10 @@ class TokenizerMismatchError(DistillError):
 
 class NonFiniteLossError(DistillError):
     """The loss or a gradient became infinite or not a number: the engineer lowers the learning rate."""
+
+
+class CollapseError(DistillError):
+    """Student or critic has degenerated in training: the engineer changes learning rate, weights or critic."""
 
 
 class ExportError(AmmdError):

@@ -23,6 +23,9 @@ class Batch:
     attention_mask: torch.Tensor  # int64 [B, T]  1 on prompt and response
     response_mask: torch.Tensor  # bool [B, T]  True on response tokens, end token included
     shared_tokens: int = 0  # all rows begin with the same so many tokens, none of which predicts a response
+    drawn_logprobs: torch.Tensor | None = (
+        None  # float32 [N]  of `targets` under what drew them, where it matters
+    )
 
     @property
     def state_mask(self) -> torch.Tensor:
@@ -43,7 +46,7 @@ class Batch:
         return last
 
 
-def build_batch(pairs: Sequence[TokenPair]) -> Batch:
+def build_batch(pairs: Sequence[TokenPair], drawn_logprobs: torch.Tensor | None = None) -> Batch:
     """Pad prompt and response pairs into one batch. Every response has at least one token."""
     width = max(len(prompt) + len(response) for prompt, response in pairs)
     token_ids = torch.zeros(len(pairs), width, dtype=torch.long)
@@ -59,6 +62,7 @@ def build_batch(pairs: Sequence[TokenPair]) -> Batch:
         attention_mask=attention_mask,
         response_mask=response_mask,
         shared_tokens=shared_tokens([prompt for prompt, _ in pairs]),
+        drawn_logprobs=drawn_logprobs,
     )
 
 

@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
-from .objective import Weights, future_gaps, state_terms
+from .critics import Potential
+from .objective import StateTerms, Weights, state_terms
+from .score import Block, Carry, Credit, Estimator
 
 # Float32 bytes of one tensor of a block of rows: some five such tensors then fit in the last-level cache.
 _BLOCK_BYTES = 2 << 20
@@ -31,15 +33,7 @@ class States:
     teacher_head: torch.Tensor  # [V, H_teacher]
     targets: torch.Tensor  # int64 [N]  the token that was taken
     last_in_row: torch.Tensor  # bool [N]  True at the last token of each response
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """The score-function term of the long view; only meaningful on the student's own texts."""
-
-    discount: float  # 0 leaves the term out
-    baseline: float  # subtracted from the future gaps; must not depend on this batch's actions
-    temperature: float = 1.0  # at which the texts were sampled: the policy that took the actions
+    drawn_logprobs: torch.Tensor | None = None  # float32 [N]  of `targets` under what drew them, where known
 
 
 @dataclass(slots=True)
@@ -49,8 +43,31 @@ class Sums:
     tokens: int = 0
     kl_nats: float = 0.0
     gap: float = 0.0
+    game_value: float = 0.0
+    best_value: float = 0.0
     total_variation: float = 0.0
+    entropy_nats: float = 0.0
     future_gap: float = 0.0
+    answered_gap: float = 0.0  # what a token answers for in the score-function term
+
+    def add(self, terms: StateTerms, credit: Credit) -> None:
+        """Add the states of a block."""
+        self.future_gap += credit.future / self.tokens
+        self.answered_gap += credit.answered / self.tokens
+        for name, values in (
+            ("kl_nats", terms.kl),
+            ("gap", terms.gap),
+            ("game_value", terms.game_value),
+            ("best_value", terms.best_value),
+            ("total_variation", terms.total_variation),
+            ("entropy_nats", terms.entropy),
+        ):
+            setattr(self, name, getattr(self, name) + float(values.sum()) / self.tokens)
+
+    @property
+    def critic_share(self) -> float:
+        """Share of the closed form's value that the critic reaches; 1 where there is nothing to reach."""
+        return self.game_value / self.best_value if self.best_value > 0 else 1.0
 
 
 def matching_loss(
@@ -59,8 +76,9 @@ def matching_loss(
     *,
     states: States,
     weights: Weights,
-    score: Score,
+    score: Estimator,
     chunk_tokens: int,
+    critic: Potential | None = None,
 ) -> tuple[torch.Tensor, Sums]:
     """Return the weighted loss as a scalar that can be differentiated, and the measured means.
 
@@ -69,12 +87,13 @@ def matching_loss(
         head: The student's unembedding. [V, H]; its gradient is float32.
         states: The teacher's side.
         weights: Of the terms.
-        score: The long view.
+        score: Estimates what the gradient has beyond the exact terms.
         chunk_tokens: Rows whose logits exist at once.
+        critic: A learned one; None takes the closed form.
     """
     sums = Sums(tokens=len(hiddens))
     loss: torch.Tensor = _MatchingLoss.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        hiddens, head, states, weights, score, chunk_tokens, sums
+        hiddens, head, states, weights, score, chunk_tokens, critic, sums
     )
     return loss, sums
 
@@ -89,8 +108,9 @@ class _MatchingLoss(torch.autograd.Function):
         head: torch.Tensor,
         states: States,
         weights: Weights,
-        score: Score,
+        score: Estimator,
         chunk_tokens: int,
+        critic: Potential | None,
         sums: Sums,
     ) -> torch.Tensor:
         count = len(hiddens)
@@ -98,47 +118,50 @@ class _MatchingLoss(torch.autograd.Function):
         grad_hiddens = torch.empty_like(hiddens)
         grad_head = torch.zeros_like(head, dtype=torch.float32)
         block_rows = max(1, _BLOCK_BYTES // (4 * len(head)))
-        carry = 0.0
+        carry: Carry = (0.0, 0)
         loss = 0.0
         for end in range(count, 0, -chunk_tokens):
             chunk = slice(max(0, end - chunk_tokens), end)
             student_logits = hiddens[chunk] @ student_head.T
             teacher_logits = states.teacher_hiddens[chunk] @ states.teacher_head.T
+            products = critic.projected[chunk] @ critic.matrix.T if critic else None
             for block_end in range(end, chunk.start, -block_rows):
                 rows = slice(max(chunk.start, block_end - block_rows), block_end)
                 local = slice(rows.start - chunk.start, rows.stop - chunk.start)
                 student_logprobs = student_logits[local].float().log_softmax(-1)
                 teacher_logprobs = teacher_logits[local].float().log_softmax(-1)
+                values = None
+                if critic and products is not None:
+                    values = critic.values(
+                        products[local].float(),
+                        teacher=(teacher_logits[local], teacher_logprobs),
+                        student=(student_logits[local], student_logprobs),
+                        weights=weights,
+                    )
+                taken = score.actions(student_logprobs, states.targets[rows])
                 terms = state_terms(
-                    teacher_logprobs, student_logprobs, taken=states.targets[rows], weights=weights
+                    teacher_logprobs,
+                    student_logprobs,
+                    taken=taken,
+                    weights=weights,
+                    critic=values,
+                    exact=score.is_exact,
                 )
-                grad = terms.grad_logits
                 loss += float(terms.loss.sum())
-                if score.discount > 0:
-                    futures = future_gaps(
-                        terms.gap, states.last_in_row[rows], discount=score.discount, carry=carry
-                    )
-                    carry = float(terms.gap[0] + futures[0])
-                    advantage = (
-                        (futures - score.baseline)
-                        .mul_(weights.game)
-                        .masked_fill_(states.last_in_row[rows], 0)
-                    )
-                    # Descend  log Q'(taken) * advantage  with Q' = softmax(logits / temperature), which drew the
-                    # texts: its gradient by the logits is  advantage (onehot - Q') / temperature.
-                    drew = student_logprobs
-                    if score.temperature != 1:
-                        drew = drew.div_(score.temperature).log_softmax(-1)
-                    taken = drew.gather(1, states.targets[rows, None]).squeeze(1)
-                    loss += float((taken * advantage).sum())
-                    advantage.div_(score.temperature)
-                    grad.sub_(drew.exp_().mul_(advantage[:, None]))
-                    grad.scatter_add_(1, states.targets[rows, None], advantage[:, None])
-                    sums.future_gap += float(futures.sum()) / count
-                sums.kl_nats += float(terms.kl.sum()) / count
-                sums.gap += float(terms.gap.sum()) / count
-                sums.total_variation += float(terms.total_variation.sum()) / count
-                student_logits[local] = grad  # these logits are not needed again
+                drawn = states.drawn_logprobs
+                block = Block(
+                    terms=terms,
+                    teacher_logprobs=teacher_logprobs,
+                    student_logprobs=student_logprobs,
+                    taken=taken,
+                    drawn_logprobs=drawn[rows] if drawn is not None else None,
+                    last_in_row=states.last_in_row[rows],
+                    weights=weights,
+                )
+                credit, carry = score.add(block, carry)
+                loss += credit.loss
+                sums.add(terms, credit)
+                student_logits[local] = terms.grad_logits  # these logits are not needed again
             grad_hiddens[chunk] = student_logits @ student_head
             grad_head += student_logits.T @ hiddens[chunk]
         context.save_for_backward(grad_hiddens.div_(count), grad_head.div_(count))
@@ -152,5 +175,5 @@ class _MatchingLoss(torch.autograd.Function):
         return (
             grad_hiddens * scale.to(grad_hiddens.dtype),
             (grad_head * scale).to(context.head_dtype),
-            *[None] * 5,
+            *[None] * 6,
         )

@@ -13,8 +13,9 @@ kept finite by the penalty  critic_penalty * E_m f^2  under the mean m of both p
 
     f* = (P - Q) / (P + Q) / critic_penalty = tanh(log(P/Q) / 2) / critic_penalty
 
-This penalty and the closed form are this project's own choice, not the paper's (which trains its critics).
-The student's step holds f* fixed, as in any alternating game: its gradient is  - sum_a grad Q(a) f*(a).
+clipped where it is also bounded. This penalty and the closed form are this project's own choice, not the paper's
+(which trains its critics); `critics.py` trains them. The student's step holds the critic fixed, as in any
+alternating game: its gradient is  - sum_a grad Q(a) f(a).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Weights:
     kl: float = 0.0
     game: float = 0.0
     critic_penalty: float = 1.0
+    critic_bound: float | None = None  # on |f|; None: the penalty's own, 1 / critic_penalty
     cross_entropy: float = 0.0  # of the token that was taken
     divergence: Divergence | None = None  # counts once, where there is one
 
@@ -42,8 +44,14 @@ class StateTerms:
     """Values and gradient at C states over a vocabulary of V tokens."""
 
     kl: torch.Tensor  # float32 [C]  forward KL, nats
-    gap: torch.Tensor  # float32 [C]  the moment gap under the closed-form critic
+    gap: torch.Tensor  # float32 [C]  the moment gap under the critic
+    game_value: torch.Tensor  # float32 [C]  what the critic ascends: gap less penalty
+    best_value: torch.Tensor  # float32 [C]  the same under the closed form, which no critic exceeds
+    taken_gap: (
+        torch.Tensor | None
+    )  # float32 [C]  E_P f - f(taken): one action in E_Q's place; only if not exact
     total_variation: torch.Tensor  # float32 [C]  half the L1 distance of the policies
+    entropy: torch.Tensor  # float32 [C]  of the student, nats
     loss: torch.Tensor  # float32 [C]  the weighted sum
     grad_logits: torch.Tensor  # float32 [C, V]  of the weighted sum, by the student's logits
 
@@ -54,27 +62,37 @@ def state_terms(
     *,
     taken: torch.Tensor,
     weights: Weights,
+    critic: torch.Tensor | None = None,
+    exact: bool = True,
 ) -> StateTerms:
-    """Return forward KL, moment gap and total variation at each state, and what the student descends.
+    """Return values of both policies at each state, and what the student descends.
 
     Args:
         teacher_logprobs: After log-softmax. float32 [C, V].
         student_logprobs: After log-softmax. float32 [C, V].
         taken: The token that follows each state in the text. int64 [C].
         weights: Of the terms in loss and gradient.
+        critic: Values f of a learned critic, [C, V]; None takes the closed form.
+        exact: Whether the game's gap over the whole vocabulary is part of loss and gradient; an estimator that
+            sees single actions only adds its own.
     """
     ratio = teacher_logprobs - student_logprobs
     teacher_probs = teacher_logprobs.exp()
     student_probs = student_logprobs.exp()
     kl = (teacher_probs * ratio).sum(-1).clamp_(min=0)
-    critic = ratio.mul_(0.5).tanh_().div_(weights.critic_penalty)
-    difference = teacher_probs.sub_(student_probs)
-    gap = (difference * critic).sum(-1)
+    best = bounded(ratio.mul_(0.5), weights)
+    difference = teacher_probs - student_probs
+    game_value, best_value, gap = _game(teacher_probs, difference, best, critic, weights)
+    values = best if critic is None else critic
+    taken_gap = None
+    if not exact:
+        taken_gap = (teacher_probs * values).sum(-1) - values.gather(1, taken[:, None]).squeeze(1)
+    game = weights.game if exact else 0.0
     # d/dz of  - sum_a Q(a) f(a)  is  - Q (f - E_Q f);  d/dz of KL(P || Q) is  Q - P.
-    expected = (student_probs * critic).sum(-1, keepdim=True)
-    grad = critic.sub_(expected).mul_(student_probs).mul_(-weights.game)
+    expected = (student_probs * values).sum(-1, keepdim=True)
+    grad = values.sub(expected).mul_(student_probs).mul_(-game)
     grad.sub_(difference, alpha=weights.kl)
-    loss = weights.kl * kl + weights.game * gap
+    loss = weights.kl * kl + game * gap
     if weights.divergence is not None:
         value, slope = weights.divergence(teacher_logprobs, student_logprobs)
         grad.add_(slope).sub_(student_probs * slope.sum(-1, keepdim=True))
@@ -83,8 +101,52 @@ def state_terms(
         grad.add_(student_probs, alpha=weights.cross_entropy)
         grad.scatter_add_(1, taken[:, None], grad.new_full((len(taken), 1), -weights.cross_entropy))
         loss -= weights.cross_entropy * student_logprobs.gather(1, taken[:, None]).squeeze(1)
-    total_variation = difference.abs_().sum(-1).mul_(0.5)
-    return StateTerms(kl=kl, gap=gap, total_variation=total_variation, loss=loss, grad_logits=grad)
+    return StateTerms(
+        kl=kl,
+        gap=gap,
+        game_value=game_value,
+        best_value=best_value,
+        taken_gap=taken_gap,
+        total_variation=difference.abs_().sum(-1).mul_(0.5),
+        entropy=student_probs.mul_(student_logprobs).sum(-1).neg_(),
+        loss=loss,
+        grad_logits=grad,
+    )
+
+
+def bounded(potential: torch.Tensor, weights: Weights) -> torch.Tensor:
+    """Return tanh(potential) / critic_penalty, clipped to the bound. Changes `potential`."""
+    values = potential.tanh_().div_(weights.critic_penalty)
+    if weights.critic_bound is not None:
+        values.clamp_(-weights.critic_bound, weights.critic_bound)
+    return values
+
+
+def game_value(
+    teacher_probs: torch.Tensor, difference: torch.Tensor, critic: torch.Tensor, *, penalty: float
+) -> torch.Tensor:
+    """Return  sum_a (P - Q) f - penalty sum_a m f^2  with m = P - (P - Q) / 2, at each state. [C]."""
+    mean = torch.sub(teacher_probs, difference, alpha=0.5)
+    return (difference * critic).sum(-1) - penalty * mean.mul_(critic).mul_(critic).sum(-1)
+
+
+def _game(
+    teacher_probs: torch.Tensor,
+    difference: torch.Tensor,
+    best: torch.Tensor,
+    critic: torch.Tensor | None,
+    weights: Weights,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the game's value under the critic, under the closed form, and the critic's gap. [C] each."""
+    best_gap = (difference * best).sum(-1)
+    if weights.critic_bound is None:
+        best_value = best_gap / 2  # without a bound the penalty takes half of the gap
+    else:
+        best_value = game_value(teacher_probs, difference, best, penalty=weights.critic_penalty)
+    if critic is None:
+        return best_value, best_value, best_gap
+    value = game_value(teacher_probs, difference, critic, penalty=weights.critic_penalty)
+    return value, best_value, (difference * critic).sum(-1)
 
 
 def future_gaps(

@@ -20,7 +20,7 @@ from ammd.machine import check_free_disk, has_fast_bfloat16
 from ammd.progress import progress
 
 from .batches import Batch, TokenPair, build_batch
-from .checkpoint import end_token_ids, load_model, load_tokenizer, save_checkpoint
+from .checkpoint import copy_in_dtype, end_token_ids, load_model, load_tokenizer, save_checkpoint
 from .depth import block_influence, cut_layers, kept_layers
 from .policy import Policy
 from .prompts import (
@@ -66,8 +66,9 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
     heldout = read_conversations(Path(settings.heldout))[: settings.max_heldout]
     materialize(settings.teacher, folder / "teacher")
     tokenizer = load_tokenizer(folder / "teacher")
-    examples, counts = _write_texts(folder, train, heldout, tokenizer, settings)
-    return {**counts, "student": _write_student(folder, examples, tokenizer, settings.student)}
+    teacher = load_model(folder / "teacher", dtype=torch.float32)
+    examples, counts = _write_texts(folder, train, heldout, teacher, tokenizer, settings)
+    return {**counts, "student": _write_student(folder, examples, teacher, tokenizer, settings.student)}
 
 
 def _choose(conversations: list[Conversation], settings: PrepareSettings) -> list[Conversation]:
@@ -82,11 +83,12 @@ def _write_texts(
     folder: Path,
     train: list[Conversation],
     heldout: list[Conversation],
+    teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     settings: PrepareSettings,
 ) -> tuple[list[Example], dict[str, int]]:
     dtype = torch.bfloat16 if has_fast_bfloat16() else torch.float32
-    policy = Policy(load_model(folder / "teacher", dtype=dtype))
+    policy = Policy(teacher if dtype == torch.float32 else copy_in_dtype(teacher, dtype))
     room = policy.model.config.max_position_embeddings - settings.response_tokens
     asked = {Path(settings.prompts): train, Path(settings.heldout): heldout}
     prompt_ids = {}
@@ -152,10 +154,7 @@ def _write_texts(
     ]
     heldout_ids = prompt_ids[Path(settings.heldout)]
     # What others are judged by is exact: in bfloat16 the likeliest of two close tokens is a matter of rounding.
-    exact = policy.model
-    if dtype != torch.float32:
-        exact = load_model(folder / "teacher", dtype=torch.float32)
-    greedy = answer(exact, heldout_ids, 0.0, "teacher answers held-out prompts")
+    greedy = answer(teacher, heldout_ids, 0.0, "teacher answers held-out prompts")
     judged = [
         _example(tokenizer, item, ids, response)
         for item, ids, response in zip(heldout, heldout_ids, greedy, strict=True)
@@ -197,6 +196,7 @@ def _example(
 def _write_student(
     folder: Path,
     examples: list[Example],
+    teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     wanted: DepthStudent | ModelStudent,
 ) -> dict[str, Any]:
@@ -205,12 +205,11 @@ def _write_student(
         materialize(wanted.source, target)
         check_same_tokenizer(load_tokenizer(target), tokenizer)
         return {"source": wanted.source}
-    model = load_model(folder / "teacher", dtype=torch.float32)
-    influence = block_influence(model, _influence_batch(examples))
+    influence = block_influence(teacher, _influence_batch(examples))
     kept = kept_layers(influence, wanted.layers)
-    cut_layers(model, kept)
-    save_checkpoint(model, tokenizer, target)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    cut_layers(teacher, kept)  # in place: the teacher itself has been saved
+    save_checkpoint(teacher, tokenizer, target)
+    parameters = sum(parameter.numel() for parameter in teacher.parameters())
     return {"kept_layers": kept, "block_influence": influence, "parameters": parameters}
 
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ammd.batch_decoding import decode_batch, draw
+import torch
+
+from ammd.batch_decoding import decode_batch, draw, draw_mixed
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 
@@ -67,3 +68,43 @@ def sample_responses(
                 on_states(row, states[place, : len(response)])
         on_tokens(start + len(rows), tokens)
     return responses
+
+
+def sample_mixed(
+    model: PreTrainedModel,
+    guide: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+    guide_share: float,
+    generator: torch.Generator,
+) -> list[tuple[list[int], torch.Tensor]]:
+    """Return a response for each prompt, drawn token by token from a mixture of both models at temperature 1.
+
+    With each response come its tokens' log-probabilities under the mixture, float32 [response tokens].
+    """
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    found: list[tuple[list[int], torch.Tensor]] = [([], torch.empty(0))] * len(prompts)
+    for start in range(0, len(order), sampling.batch_size):
+        rows = order[start : start + sampling.batch_size]
+        logprobs: list[list[float]] = [[] for _ in rows]
+
+        def choose(
+            logits: torch.Tensor, alive: torch.Tensor, kept: list[list[float]] = logprobs
+        ) -> torch.Tensor:
+            drawn, values = draw_mixed(logits, guide_share=guide_share, generator=generator)
+            for place, value in zip(alive.tolist(), values.tolist(), strict=True):
+                kept[place].append(value)
+            return drawn
+
+        responses, _ = decode_batch(
+            model,
+            [prompts[row] for row in rows],
+            max_new_tokens=sampling.max_new_tokens,
+            end_token_ids=sampling.end_token_ids,
+            choose=choose,
+            guide=guide,
+        )
+        for row, response, values in zip(rows, responses, logprobs, strict=True):
+            found[row] = response, torch.tensor(values[: len(response)])
+    return found

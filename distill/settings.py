@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ammd.settings import Settings
+
+from .critic_settings import ClosedCritic, Critic
 
 
 class DepthStudent(Settings):
@@ -90,10 +92,9 @@ class OnPolicyPhase(SecondPhase):
     """Steps for which one round of the student's texts lasts; more is faster and less on-policy."""
 
 
-class Ammd(OnPolicyPhase):
-    """The moment-matching game, with the critic in closed form."""
+class Game(OnPolicyPhase):
+    """What both forms of the moment-matching game have."""
 
-    kind: Literal["ammd"] = "ammd"
     off_weight: float = Field(default=1.0, ge=0)
     """Weight of the distance on the teacher's texts."""
     on_weight: float = Field(default=1.0, ge=0)
@@ -102,8 +103,33 @@ class Ammd(OnPolicyPhase):
     """Weight of forward KL on the teacher's texts, kept in beside the game."""
     critic_penalty: float = Field(default=1.0, gt=0)
     """Penalty on the critic's square under the mean of both policies; the critic is bounded by its inverse."""
+    critic_bound: float | None = Field(default=None, gt=0)
+    """A tighter bound on the critic; with a penalty near 0 the game then descends total variation."""
     discount: float = Field(default=0.0, ge=0, le=1)
     """How much a token answers for the gaps that follow it on the student's texts; 0 looks at itself only."""
+    estimator: Literal["full", "immediate", "sampled"] = "full"
+    """Of the student's gradient: `immediate` leaves the gaps that follow out of it and only logs them, `sampled`
+    takes single actions instead of expectations over the vocabulary."""
+
+    @model_validator(mode="after")
+    def _sampled_needs_the_policy_itself(self) -> Self:
+        if self.estimator == "sampled" and self.temperature != 1:
+            raise ValueError('estimator "sampled" needs temperature 1: the actions must be the policy\'s own')
+        return self
+
+
+class Ammd(Game):
+    """Adversarial moment matching; the critic is the best of all, in closed form, unless told to learn one."""
+
+    kind: Literal["ammd"] = "ammd"
+    critic: Critic = ClosedCritic()
+    """Which function looks for the gap between both policies."""
+
+
+class LeCam(Game):
+    """The game with the critic in closed form, by its divergence's name: tells what a learned critic adds."""
+
+    kind: Literal["le_cam"] = "le_cam"
 
 
 class Sft(SecondPhase):
@@ -157,8 +183,54 @@ class SkewReverseKL(OnPolicyPhase):
     """Share of the student that is mixed into the teacher."""
 
 
+class DistiLLM(SecondPhase):
+    """A skewed divergence on the teacher's texts and, the more the validation loss rises, on the student's."""
+
+    kind: Literal["distillm"] = "distillm"
+    divergence: Literal["skew_kl", "skew_rkl"] = "skew_kl"
+    """The distance."""
+    alpha: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the other policy that is mixed into the one that is compared with."""
+    temperature: float = Field(default=1.0, gt=0)
+    """At which the student samples its own texts."""
+    check_steps: int = Field(default=10, ge=1)
+    """Steps between two looks at the validation loss."""
+    validation_texts: int = Field(default=64, ge=1)
+    """Training texts that are kept back to measure it."""
+    tolerance: float = Field(default=0.1, ge=0)
+    """By how much, in nats, the validation loss may rise between two looks without consequence."""
+    share_step: float = Field(default=0.1, gt=0, le=1)
+    """By how much the share of steps on the student's texts grows when it rises by more."""
+    replay_texts: int = Field(default=1000, ge=1)
+    """The student's texts that are kept to be used again."""
+
+
+class MiniLLM(SecondPhase):
+    """Sequence-level reverse KL by policy gradient, on texts that student and teacher write together."""
+
+    kind: Literal["minillm"] = "minillm"
+    teacher_share: float = Field(default=0.2, ge=0, lt=1)
+    """Share of the teacher in the mixture that draws each token."""
+    ratio_clip: float = Field(default=0.2, gt=0)
+    """How far a token's likelihood may move from the mixture's before it no longer drives the long-term part."""
+    length_normalised: bool = True
+    """Whether a token answers for the mean, instead of the sum, of what follows it."""
+    rollout_reuse_steps: int = Field(default=4, ge=1)
+    """Steps for which one round of texts lasts; more is faster and less on-policy."""
+
+
 Objective = Annotated[
-    Ammd | Sft | ForwardKL | ReverseKL | GeneralisedJSD | TotalVariation | SkewKL | SkewReverseKL,
+    Ammd
+    | LeCam
+    | Sft
+    | ForwardKL
+    | ReverseKL
+    | GeneralisedJSD
+    | TotalVariation
+    | SkewKL
+    | SkewReverseKL
+    | DistiLLM
+    | MiniLLM,
     Field(discriminator="kind"),
 ]
 

@@ -6,7 +6,7 @@ loss is a mean over a mixture of both (GKD draws the kind of a whole batch inste
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import divergences as d
 from . import settings as s
@@ -27,8 +27,13 @@ def sides_of(objective: s.Objective, *, batch_size: int) -> tuple[Side | None, S
     match objective:
         case s.Sft():
             return Side(weights=Weights(cross_entropy=1.0), rows=batch_size), None
-        case s.Ammd():
-            return _ammd_sides(objective, batch_size)
+        case s.Ammd() | s.LeCam():
+            return _game_sides(objective, batch_size)
+        case s.DistiLLM():
+            side = Side(weights=Weights(divergence=_skewed(objective)), rows=batch_size)
+            return side, side  # a step has one of them
+        case s.MiniLLM():
+            return None, Side(weights=Weights(divergence=d.ReverseKL()), rows=batch_size)
         case s.ForwardKL():
             weights = Weights(kl=1.0)
         case s.ReverseKL():
@@ -49,11 +54,20 @@ def sides_of(objective: s.Objective, *, batch_size: int) -> tuple[Side | None, S
     )
 
 
-def _ammd_sides(objective: s.Ammd, batch_size: int) -> tuple[Side | None, Side | None]:
+def _skewed(objective: s.DistiLLM) -> d.Divergence:
+    kind = d.SkewKL if objective.divergence == "skew_kl" else d.SkewReverseKL
+    return kind(objective.alpha)
+
+
+def _game_sides(objective: s.Game, batch_size: int) -> tuple[Side | None, Side | None]:
     """Both distances keep their own weights, whatever the rows."""
-    penalty = objective.critic_penalty
-    off = Weights(kl=objective.kd_weight, game=objective.off_weight, critic_penalty=penalty)
-    on = Weights(game=objective.on_weight, critic_penalty=penalty)
+    off = Weights(
+        kl=objective.kd_weight,
+        game=objective.off_weight,
+        critic_penalty=objective.critic_penalty,
+        critic_bound=objective.critic_bound,
+    )
+    on = replace(off, kl=0.0, game=objective.on_weight)
     off_rows, on_rows = _rows(batch_size, objective.student_share if objective.on_weight else 0.0)
     return (
         Side(weights=off, rows=off_rows) if off_rows else None,

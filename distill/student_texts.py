@@ -15,7 +15,7 @@ import torch
 
 from .batches import Batch, TokenPair, build_batch, endless_order
 from .checkpoint import copy_in_dtype
-from .rollout import Sampling, sample_responses
+from .rollout import Sampling, sample_mixed, sample_responses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,6 +33,8 @@ class StudentTexts:
         reuse_steps: int,
         dtype: torch.dtype,
         seed: int,
+        guide: PreTrainedModel | None = None,
+        guide_share: float = 0.0,
     ) -> None:
         self._prompts = prompts
         self._sampling = sampling
@@ -43,6 +45,7 @@ class StudentTexts:
             [len(prompt) for prompt in prompts], batch_size=batch_size, seed=seed
         )
         self._generator = torch.Generator().manual_seed(seed)
+        self._guide, self._guide_share = guide, guide_share
         self._waiting: deque[Batch] = deque()
 
     def next_batch(self, student: PreTrainedModel) -> Batch:
@@ -51,16 +54,40 @@ class StudentTexts:
             self._waiting.extend(self._sample_round(student))
         return self._waiting.popleft()
 
-    def _sample_round(self, student: PreTrainedModel) -> list[Batch]:
-        rows = [index for _ in range(self._reuse_steps) for index in next(self._order)]
-        prompts = [self._prompts[row] for row in rows]
-        sampler = copy_in_dtype(student, self._dtype).eval()
+    def sample(self, student: PreTrainedModel) -> list[TokenPair]:
+        """Return a new round of `batch_size * reuse_steps` texts, in no order."""
+        prompts, sampler = self._begin_round(student)
         responses = sample_responses(sampler, prompts, sampling=self._sampling, generator=self._generator)
-        pairs: list[TokenPair] = list(zip(prompts, responses, strict=True))
+        return list(zip(prompts, responses, strict=True))
+
+    def _sample_round(self, student: PreTrainedModel) -> list[Batch]:
+        drawn: list[tuple[TokenPair, torch.Tensor | None]]
+        if self._guide is None:
+            drawn = [(pair, None) for pair in self.sample(student)]
+        else:
+            prompts, sampler = self._begin_round(student)
+            mixed = sample_mixed(
+                sampler,
+                self._guide,
+                prompts,
+                sampling=self._sampling,
+                guide_share=self._guide_share,
+                generator=self._generator,
+            )
+            drawn = [((prompt, ids), kept) for prompt, (ids, kept) in zip(prompts, mixed, strict=True)]
         # Rows of like length meet; the order of the batches does not follow length.
-        pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+        drawn.sort(key=lambda one: len(one[0][0]) + len(one[0][1]))
         batches = [
-            pairs[start : start + self._batch_size] for start in range(0, len(pairs), self._batch_size)
+            drawn[start : start + self._batch_size] for start in range(0, len(drawn), self._batch_size)
         ]
         order = torch.randperm(len(batches), generator=self._generator).tolist()
-        return [build_batch(batches[index]) for index in order]
+        return [_build(batches[index]) for index in order]
+
+    def _begin_round(self, student: PreTrainedModel) -> tuple[list[Sequence[int]], PreTrainedModel]:
+        rows = [index for _ in range(self._reuse_steps) for index in next(self._order)]
+        return [self._prompts[row] for row in rows], copy_in_dtype(student, self._dtype).eval()
+
+
+def _build(drawn: Sequence[tuple[TokenPair, torch.Tensor | None]]) -> Batch:
+    logprobs = [kept for _, kept in drawn if kept is not None]
+    return build_batch([pair for pair, _ in drawn], torch.cat(logprobs) if logprobs else None)

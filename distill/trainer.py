@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -23,15 +22,20 @@ from ammd.errors import NonFiniteLossError
 from ammd.machine import has_fast_bfloat16, release_freed_memory
 from ammd.progress import progress
 
-from .batches import Batch, TokenPair, build_batch
-from .chunked import Score, States, Sums, matching_loss
+from .chunked import States, Sums, matching_loss
+from .collapse import CollapseWatch
+from .critics import Adversary, Potential, Views
+from .minillm import SequenceScore
 from .policy import Policy
+from .score import Estimator, Score
 from .sides import Side
-from .student_texts import StudentTexts
-from .teacher_states import TeacherStates
+from .step_log import StepLog, side_fields, text_fields
 
 if TYPE_CHECKING:
+    from .batches import Batch
+    from .critic_settings import LearnedCritic
     from .settings import DistillSettings
+    from .supply import Supply, TeacherBatch
 
 # Up to this length the CPU's plain attention beats its fused one (108 tokens, bfloat16: a backward pass of 1.0 s
 # instead of 1.5 s); beyond it, the [T, T] matrices it keeps cost too much memory.
@@ -52,26 +56,10 @@ class Phase:
     off: Side | None  # on the teacher's texts
     on: Side | None  # on the student's texts; None samples none
     discount: float = 0.0
+    estimator: Literal["full", "immediate", "sampled"] = "full"
     temperature: float = 1.0  # at which the student's texts are sampled
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepLog:
-    """What one step measured, before it changed the student. Gaps, KL and TV are means over response tokens."""
-
-    phase: str
-    step: int
-    seconds: float  # since the phase began
-    loss: float
-    lr: float
-    grad_norm: float
-    tokens_per_s: float  # response tokens trained on a second, both sides, since the phase began
-    kl_nats: float | None = None  # forward KL on the teacher's texts
-    d_off: float | None = None  # moment gap on the teacher's texts
-    tv_off: float | None = None
-    d_on: float | None = None  # moment gap on the student's texts
-    tv_on: float | None = None
-    future_gap: float | None = None  # mean discounted future gap on the student's texts
+    critic: LearnedCritic | None = None  # None: in closed form
+    sequence_score: SequenceScore | None = None  # in the place of the game's own on the student's texts
 
 
 def run_phase(
@@ -79,40 +67,40 @@ def run_phase(
     *,
     student: Policy,
     teacher: Policy,
-    pairs: Sequence[TokenPair],
-    teacher_states: TeacherStates,
-    order: Iterator[list[int]],
-    student_texts: StudentTexts | None,
+    supply: Supply,
+    longest_tokens: int,
     settings: DistillSettings,
     curves: Path,
 ) -> None:
     """Train `student` in place for one phase and append a line a step to `curves`.
 
-    `teacher_states` are the teacher's at the responses of `pairs`. `order` yields the indices of each batch; phases
-    share one, so that the second goes on with texts that the first has not seen instead of going over the same
-    ones again.
+    Args:
+        phase: What to do.
+        student: Is changed.
+        teacher: Judges the student's texts.
+        supply: Gives each step its batches.
+        longest_tokens: Of prompt and response together.
+        settings: Of the stage.
+        curves: Receives one line a step.
 
     Raises:
         NonFiniteLossError: The loss or a gradient became infinite or not a number.
+        CollapseError: Student or critic degenerated.
+        DistillError: The critic cannot start as the settings want.
     """
-    longest = max(len(prompt) + len(response) for prompt, response in pairs)
     for policy in (student, teacher):
-        policy.model.set_attn_implementation("eager" if longest <= _EAGER_TOKENS else "sdpa")
+        policy.model.set_attn_implementation("eager" if longest_tokens <= _EAGER_TOKENS else "sdpa")
     loop = _Loop(phase, student, teacher, settings)
+    watch = CollapseWatch()
     with (
         progress(f"distill {phase.name}", phase.steps) as report,
         curves.open("a", buffering=1, encoding="utf-8") as log,
     ):
         for step in range(1, phase.steps + 1):
-            off = None
-            if phase.off:
-                chosen = next(order)
-                states = teacher_states.rows(chosen, [len(pairs[index][1]) for index in chosen])
-                off = build_batch([pairs[index] for index in chosen]), states.to(teacher.head.dtype)
-            on = student_texts.next_batch(student.model) if student_texts and phase.on else None
-            entry = loop.step(step, off, on)
-            log.write(json.dumps({k: v for k, v in asdict(entry).items() if v is not None}) + "\n")
-            report(step, _summary(entry))
+            entry = loop.step(step, *supply.batches(step, student))
+            log.write(json.dumps(entry.as_line()) + "\n")
+            report(step, entry.summary())
+            watch.check(entry)
             if step % _CLEAR_STEPS == 0:
                 release_freed_memory()
 
@@ -137,28 +125,44 @@ class _Loop:
         self._student, self._optimizer, self._schedule = self._accelerator.prepare(
             student, optimizer, schedule
         )
-        self._baseline = 0.0
+        self._adversaries: dict[str, Adversary] = {}  # learned critics by side, made at the first batch
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._baseline: float | None = None  # running mean of what a token answers for
         self._tokens = 0
         self._started = time.monotonic()
 
-    def step(self, number: int, off: tuple[Batch, torch.Tensor] | None, on: Batch | None) -> StepLog:
+    def step(self, number: int, off: TeacherBatch | None, on: Batch | None) -> StepLog:
         """Take one optimizer step on the teacher's texts with its states, and on the student's texts."""
         phase = self._phase
         total = 0.0
-        off_sums: Sums | None = None
-        on_sums: Sums | None = None
+        measured: dict[str, Any] = {}
+        tokens = 0
+        shares: list[float] = []
         if off is not None and phase.off is not None:
-            loss, off_sums = self._side(*off, phase.off, discount=0.0)
-            total += float(loss.detach())
-            self._accelerator.backward(loss)
+            score = Score(estimator=phase.estimator, own_texts=False, generator=self._generator)
+            loss, sums = self._side("off", off.batch, off.states, phase.off, score)
+            total += loss
+            tokens += sums.tokens
+            shares.append(sums.critic_share)
+            measured |= side_fields("off", sums, self._adversaries.get("off")) | {"kl_nats": sums.kl_nats}
         if on is not None and phase.on is not None:
             with torch.inference_mode():
                 on_states = self._teacher(on)
-            loss, on_sums = self._side(on, on_states, phase.on, discount=phase.discount)
-            total += float(loss.detach())
-            self._accelerator.backward(loss)
-            started = self._baseline if number > 1 else on_sums.future_gap
-            self._baseline = _BASELINE_DECAY * started + (1 - _BASELINE_DECAY) * on_sums.future_gap
+            own = Score(
+                estimator=phase.estimator,
+                discount=phase.discount,
+                baseline=self._baseline or 0.0,
+                temperature=phase.temperature,
+            )
+            loss, sums = self._side("on", on, on_states, phase.on, phase.sequence_score or own)
+            total += loss
+            tokens += sums.tokens
+            shares.append(sums.critic_share)
+            measured |= side_fields("on", sums, self._adversaries.get("on")) | text_fields(on)
+            if phase.discount:
+                measured["future_gap"] = sums.future_gap
+            before = sums.answered_gap if self._baseline is None else self._baseline
+            self._baseline = _BASELINE_DECAY * before + (1 - _BASELINE_DECAY) * sums.answered_gap
         grad_norm = float(
             self._accelerator.clip_grad_norm_(self._student.parameters(), self._settings.max_grad_norm)
         )
@@ -169,10 +173,13 @@ class _Loop:
                 step=number,
             )
         rate = self._schedule.get_last_lr()[0]
-        self._optimizer.step()
-        self._schedule.step()
+        if phase.critic is not None:
+            measured["stood_still"] = min(shares) < phase.critic.min_share
+        if not measured.get("stood_still"):
+            self._optimizer.step()
+            self._schedule.step()
         self._optimizer.zero_grad()
-        self._tokens += sum(sums.tokens for sums in (off_sums, on_sums) if sums)
+        self._tokens += tokens
         seconds = time.monotonic() - self._started
         return StepLog(
             phase=phase.name,
@@ -182,17 +189,13 @@ class _Loop:
             lr=rate,
             grad_norm=grad_norm,
             tokens_per_s=round(self._tokens / seconds, 1),
-            kl_nats=off_sums.kl_nats if off_sums else None,
-            d_off=off_sums.gap if off_sums else None,
-            tv_off=off_sums.total_variation if off_sums else None,
-            d_on=on_sums.gap if on_sums else None,
-            tv_on=on_sums.total_variation if on_sums else None,
-            future_gap=on_sums.future_gap if on_sums and phase.discount else None,
+            **measured,
         )
 
     def _side(
-        self, batch: Batch, teacher_hiddens: torch.Tensor, side: Side, *, discount: float
-    ) -> tuple[torch.Tensor, Sums]:
+        self, name: str, batch: Batch, teacher_hiddens: torch.Tensor, side: Side, score: Estimator
+    ) -> tuple[float, Sums]:
+        """Add one side's gradient to the student's and return its loss and what was measured."""
         with self._accelerator.autocast():
             hiddens = self._student(batch)
         policy: Policy = self._accelerator.unwrap_model(self._student)
@@ -204,16 +207,36 @@ class _Loop:
             teacher_head=self._teacher.head,
             targets=batch.targets,
             last_in_row=batch.last_in_row,
+            drawn_logprobs=batch.drawn_logprobs,
         )
         loss, sums = matching_loss(
             hiddens,
             policy.head,
             states=states,
             weights=side.weights,
-            score=Score(discount=discount, baseline=self._baseline, temperature=self._phase.temperature),
+            score=score,
             chunk_tokens=self._settings.chunk_tokens,
+            critic=self._ascended(name, hiddens, policy.head, states, side),
         )
-        return loss * side.scale, sums
+        self._accelerator.backward(loss * side.scale)
+        return float(loss.detach()) * side.scale, sums
+
+    def _ascended(
+        self, name: str, hiddens: torch.Tensor, head: torch.Tensor, states: States, side: Side
+    ) -> Potential | None:
+        """Let a side's learned critic ascend on these states and return what it has become."""
+        if self._phase.critic is None:
+            return None
+        views = Views(
+            student_hiddens=hiddens.detach(),
+            student_head=head.detach(),
+            teacher_hiddens=states.teacher_hiddens,
+            teacher_head=states.teacher_head,
+        )
+        if name not in self._adversaries:
+            self._adversaries[name] = Adversary(self._phase.critic, views, seed=self._settings.seed)
+        self._adversaries[name].ascend(views, side.weights)
+        return self._adversaries[name].potential(views)
 
 
 def uses_bfloat16(settings: DistillSettings) -> bool:
@@ -230,9 +253,3 @@ def learning_rate_share(done: int, steps: int) -> float:
         return (done + 1) / rise
     share = (done - rise) / max(1, steps - rise)
     return _FINAL_SHARE + (1 - _FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def _summary(entry: StepLog) -> str:
-    named = {"KL": entry.kl_nats, "d_off": entry.d_off, "d_on": entry.d_on}
-    values = "".join(f"{name} {value:.3f} " for name, value in named.items() if value is not None)
-    return f"loss {entry.loss:.3f} {values}{entry.tokens_per_s:.0f} tokens/s"

@@ -14,21 +14,30 @@ import torch
 
 from ammd.errors import DistillError
 
+from .adaptive import AdaptiveSupply
 from .batches import cut_batches, endless_order
 from .checkpoint import copy_in_dtype, end_token_ids, load_model, load_tokenizer, save_checkpoint
+from .chunked import States, matching_loss
+from .critic_settings import LearnedCritic
+from .minillm import SequenceScore
 from .objective import Weights
 from .policy import Policy
 from .prompts import read_examples
 from .rollout import Sampling
-from .settings import Ammd, OnPolicyPhase
+from .score import Score
+from .settings import Ammd, DistiLLM, Game, MiniLLM, OnPolicyPhase
 from .sides import Side, sides_of
 from .student_texts import StudentTexts
+from .supply import BothSides, TeacherTexts
 from .teacher_states import TeacherStates
 from .trainer import Phase, run_phase, uses_bfloat16
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .batches import TokenPair
     from .settings import DistillSettings, Objective, WarmStart
+    from .supply import Supply, TeacherBatch
 
 
 class Training:
@@ -58,7 +67,12 @@ class Training:
         if not self._pairs or not all(response for _, response in self._pairs):
             raise DistillError(f"`{prepared / 'train.jsonl'}` holds prompts without responses to learn from")
         self._teacher_states = TeacherStates(prepared)
-        lengths = [len(prompt) + len(response) for prompt, response in self._pairs]
+        self._learned = len(self._pairs) - _kept_back(settings.objective)  # the rest only measures
+        if self._learned < 1:
+            raise DistillError(
+                f"`distill.objective.validation_texts` keeps back all of the {len(self._pairs)} training texts"
+            )
+        lengths = [len(prompt) + len(response) for prompt, response in self._pairs[: self._learned]]
         self._order = endless_order(lengths, batch_size=settings.batch_size, seed=settings.seed)
         self._curves = curves
 
@@ -70,23 +84,41 @@ class Training:
         """
         off = Side(weights=Weights(kl=1.0), rows=self.settings.batch_size)
         phase = Phase(name="warm", steps=settings.steps, lr=settings.lr, off=off, on=None)
-        self._run(phase, student_texts=None)
+        self._run(phase, BothSides(teacher_texts=self._teacher_texts(off.rows), student_texts=None))
 
     def second(self, settings: Objective) -> None:
         """Run the second phase, under the name of its objective.
 
         Raises:
             NonFiniteLossError: Training diverged.
+        CollapseError: Student or critic degenerated.
+        DistillError: The critic cannot start as the settings want.
         """
         off, on = sides_of(settings, batch_size=self.settings.batch_size)
         phase = Phase(name=settings.kind, steps=settings.steps, lr=settings.lr, off=off, on=on)
-        if isinstance(settings, Ammd):
-            phase = replace(phase, discount=settings.discount)
-        texts = None
-        if on is not None and isinstance(settings, OnPolicyPhase):
+        if isinstance(settings, Game):
+            phase = replace(phase, discount=settings.discount, estimator=settings.estimator)
+        if isinstance(settings, Ammd) and isinstance(settings.critic, LearnedCritic):
+            phase = replace(phase, critic=settings.critic)
+        if isinstance(settings, OnPolicyPhase | DistiLLM):
             phase = replace(phase, temperature=settings.temperature)
-            texts = self._student_texts(settings, on.rows)
-        self._run(phase, student_texts=texts)
+        teacher_texts = self._teacher_texts(off.rows) if off else None
+        student_texts = None
+        if on and isinstance(settings, OnPolicyPhase):
+            student_texts = self._student_texts(on.rows, settings.temperature, settings.rollout_reuse_steps)
+        if on and isinstance(settings, MiniLLM):
+            student_texts = self._student_texts(
+                on.rows, 1.0, settings.rollout_reuse_steps, teacher_share=settings.teacher_share
+            )
+            score = SequenceScore(
+                ratio_clip=settings.ratio_clip, length_normalised=settings.length_normalised
+            )
+            phase = replace(phase, sequence_score=score)
+        if isinstance(settings, DistiLLM):
+            supply: Supply = self._adaptive(settings, self._teacher_texts(self.settings.batch_size))
+        else:
+            supply = BothSides(teacher_texts=teacher_texts, student_texts=student_texts)
+        self._run(phase, supply)
 
     def skip_texts(self, steps: int) -> None:
         """Go on in the texts as if `steps` steps of the first phase had been made."""
@@ -96,33 +128,88 @@ class Training:
         """Write the student; in bfloat16 it takes half the bytes, and that is what it is served in anyway."""
         save_checkpoint(copy_in_dtype(self.student.model, dtype), self._tokenizer, folder)
 
-    def _run(self, phase: Phase, *, student_texts: StudentTexts | None) -> None:
-        rows = phase.off.rows if phase.off else self.settings.batch_size
-        whole = rows == self.settings.batch_size
+    def _run(self, phase: Phase, supply: Supply) -> None:
         run_phase(
             phase,
             student=self.student,
             teacher=self._teacher,
-            pairs=self._pairs,
-            teacher_states=self._teacher_states,
-            order=self._order if whole else cut_batches(self._order, rows),
-            student_texts=student_texts,
+            supply=supply,
+            longest_tokens=max(len(prompt) + len(response) for prompt, response in self._pairs),
             settings=self.settings,
             curves=self._curves,
         )
 
-    def _student_texts(self, settings: OnPolicyPhase, batch_size: int) -> StudentTexts:
+    def _teacher_texts(self, rows: int) -> TeacherTexts:
+        whole = rows == self.settings.batch_size
+        order = self._order if whole else cut_batches(self._order, rows)
+        return TeacherTexts(self._pairs, self._teacher_states, order, dtype=self.dtype)
+
+    def _student_texts(
+        self, batch_size: int, temperature: float, reuse_steps: int, *, teacher_share: float | None = None
+    ) -> StudentTexts:
+        """Return the student's texts, or, with a share, those that the teacher has its share in."""
         sampling = Sampling(
             max_new_tokens=max(len(response) for _, response in self._pairs),
-            temperature=settings.temperature,
+            temperature=temperature,
             end_token_ids=end_token_ids(self.student.model, self._tokenizer),
-            batch_size=batch_size * settings.rollout_reuse_steps,
+            batch_size=batch_size * reuse_steps,
         )
         return StudentTexts(
-            [prompt for prompt, _ in self._pairs],
+            [prompt for prompt, _ in self._pairs[: self._learned]],
             sampling=sampling,
             batch_size=batch_size,
-            reuse_steps=settings.rollout_reuse_steps,
+            reuse_steps=reuse_steps,
             dtype=self.dtype,
             seed=self.settings.seed + 1,  # not the order in which the teacher's texts come
+            guide=None if teacher_share is None else self._teacher.model,
+            guide_share=teacher_share or 0.0,
         )
+
+    def _adaptive(self, settings: DistiLLM, texts: TeacherTexts) -> AdaptiveSupply:
+        size = self.settings.batch_size
+        kept_back = range(self._learned, len(self._pairs))
+        batches = [
+            texts.batch_of(kept_back[start : start + size]) for start in range(0, len(kept_back), size)
+        ]
+        off, _ = sides_of(settings, batch_size=size)
+        weights = off.weights if off else Weights()
+
+        def validate(student: Policy) -> float:
+            with torch.no_grad():
+                return mean_loss(
+                    student, self._teacher, batches, weights=weights, chunk_tokens=self.settings.chunk_tokens
+                )
+
+        return AdaptiveSupply(
+            settings,
+            teacher_texts=texts,
+            student_texts=self._student_texts(size, settings.temperature, 1),
+            validate=validate,
+            batch_size=size,
+            seed=self.settings.seed,
+        )
+
+
+def mean_loss(
+    student: Policy, teacher: Policy, batches: Sequence[TeacherBatch], *, weights: Weights, chunk_tokens: int
+) -> float:
+    """Return the student's mean loss a response token on the teacher's texts."""
+    total, tokens = 0.0, 0
+    for one in batches:
+        states = States(
+            teacher_hiddens=one.states,
+            teacher_head=teacher.head,
+            targets=one.batch.targets,
+            last_in_row=one.batch.last_in_row,
+        )
+        hiddens = student(one.batch).to(one.states.dtype)
+        loss, sums = matching_loss(
+            hiddens, student.head, states=states, weights=weights, score=Score(), chunk_tokens=chunk_tokens
+        )
+        total += float(loss) * sums.tokens
+        tokens += sums.tokens
+    return total / tokens
+
+
+def _kept_back(settings: Objective) -> int:
+    return settings.validation_texts if isinstance(settings, DistiLLM) else 0

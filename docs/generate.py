@@ -64,14 +64,14 @@ def recipe_page() -> str:
         + "# Recipe\n\nA recipe is a TOML file; `ammd run --dry-run` prints the packaged one with every key. "
         "Paths are relative to the recipe's folder,\nthose given with `--set` to the current one.\n"
     ]
-    for title, model in _tables("", Recipe):
-        section, comma, choice = title.partition(",")
-        heading = f"## [{section}]{comma}{choice}" if title else "## Top level"
+    for path, choice, model in _tables("", "", Recipe):
+        heading = f"## [{path}]{choice}" if path else "## Top level"
         parts.append(
             f"{heading}\n\n{_first_paragraph(model)}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |"
         )
         for name, field in model.model_fields.items():
-            cells = (f"`{name}`", _type_text(field), _default_text(field), field.description or "")
+            meaning = " ".join((field.description or "").split())
+            cells = (f"`{name}`", _type_text(field), _default_text(field), meaning)
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         parts.append("")
     return "\n".join(parts).rstrip() + "\n"
@@ -81,14 +81,15 @@ def _help_section(title: str, command: click.Command, context: click.Context) ->
     return f"## {title}\n\n```text\n{command.get_help(context)}\n```\n"
 
 
-def _tables(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    yield path, model
+def _tables(path: str, choice: str, model: type[BaseModel]) -> Iterator[tuple[str, str, type[BaseModel]]]:
+    """Yield each table's dotted path, the kind that it is of, and its model."""
+    yield path, choice, model
     for name, field in model.model_fields.items():
         members = list(_models(field.annotation))
         below = f"{path}.{name}" if path else name
         for member in members:
-            choice = "" if len(members) == 1 else f", kind = {member.model_fields['kind'].default}"
-            yield from _tables(below + choice, member)
+            kind = "" if len(members) == 1 else f", kind = {member.model_fields['kind'].default}"
+            yield from _tables(below, kind, member)
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

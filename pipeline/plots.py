@@ -69,6 +69,14 @@ def draw_curves(curves: Sequence[Mapping[str, Any]]) -> list[Plot]:
             (_Curve(key="d_off", label="off-policy"), _Curve(key="d_on", label="on-policy")),
         ),
         (
+            "Share of the closed form",
+            "How much of the best critic's value the learned critics hold; 1 is all of it",
+            (
+                _Curve(key="critic_share_off", label="off-policy"),
+                _Curve(key="critic_share_on", label="on-policy"),
+            ),
+        ),
+        (
             "KL to the teacher",
             "Forward KL on the teacher's texts of each training batch, nats a token",
             (_Curve(key="kl_nats", label="KL"),),

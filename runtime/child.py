@@ -1,14 +1,16 @@
-"""Run one function in a fresh Python process and bring its result, or its error, back.
+"""Run functions in a fresh Python process and bring their results, or their errors, back.
 
-Each model is loaded in a process of its own: its peak memory is its own, its libraries' thread pools do not
-meet another library's, and a crash in native code becomes an error message instead of the end of the run.
-The parent sleeps in `wait` meanwhile. Requests and results are JSON, so that nothing live crosses over.
+Each exported file is loaded in a process of its own: its peak memory is its own, its libraries' thread pools do
+not meet another library's, and a crash in native code becomes an error message instead of the end of the run.
+The parent sleeps meanwhile. Requests and results cross as lines of JSON, so that nothing live does; what libraries
+print goes to a log.
 
-Run as `python -m ammd.runtime.child MODULE:FUNCTION REQUEST.json RESULT.json`.
+Run as `python -m ammd.runtime.child`: each line in is `[MODULE:FUNCTION, REQUEST]`, each line out its outcome.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -17,8 +19,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, Self, TextIO, cast
 
 from ammd import errors
 from ammd.errors import AmmdError, EngineError
@@ -38,50 +40,82 @@ def call(target: str, request: Mapping[str, object]) -> dict[str, Any]:
         AmmdError: The function raised it.
         EngineError: The process crashed or was killed; the message carries its last lines.
     """
-    with tempfile.TemporaryDirectory(prefix="ammd-child-") as folder:
-        request_path, result_path, log_path = (
-            Path(folder) / name for name in ("request.json", "result.json", "log.txt")
-        )
-        request_path.write_text(json.dumps(request), encoding="utf-8")
+    with Child() as child:
+        return child.call(target, request)
+
+
+class Child:
+    """A process for several calls, one after the other; a context manager.
+
+    For work in one library that shares nothing but its import, which takes torch seconds.
+    """
+
+    def __init__(self) -> None:
+        """Start the process."""
         # -P: the folder the user stands in must not shadow installed modules.
-        module = f"{_PACKAGE}.child"
-        command = [sys.executable, "-P", "-m", module, target, str(request_path), str(result_path)]
+        command = [sys.executable, "-P", "-m", f"{_PACKAGE}.child"]
         # numpy's own threads would fight with those of the engine, which spin between two tokens.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-        with log_path.open("wb") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-            )
-            status = _wait(process)
-        if status or not result_path.is_file():
-            raise _death(target, status, log_path)
-        outcome: dict[str, Any] = json.loads(result_path.read_text(encoding="utf-8"))
-    if "error" in outcome:
-        raise _rebuild(outcome["error"])
-    return cast(dict[str, Any], outcome["result"])
+        self._log = tempfile.TemporaryFile(prefix="ammd-child-")  # noqa: SIM115 - lives as long as the process
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment,
+            encoding="utf-8",
+        )
 
+    def call(self, target: str, request: Mapping[str, object]) -> dict[str, Any]:
+        """As the function `call`, in this process."""
+        stdin, stdout = cast(TextIO, self._process.stdin), cast(TextIO, self._process.stdout)
+        try:
+            stdin.write(json.dumps([target, request]) + "\n")
+            stdin.flush()
+            line = stdout.readline()
+        except BrokenPipeError:  # it died before it could read
+            line = ""
+        if not line:
+            raise self._death(target)
+        outcome: dict[str, Any] = json.loads(line)
+        if "error" in outcome:
+            raise _rebuild(outcome["error"])
+        return cast(dict[str, Any], outcome["result"])
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    try:
-        return process.wait()
-    finally:  # Ctrl-C must not leave a process behind that goes on measuring
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the process; at once after an error: Ctrl-C must not leave one behind that goes on measuring."""
+        if kind is not None:
+            self._process.kill()
+        for stream in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                cast(TextIO, stream).close()
+        try:
+            self._process.wait()
+        finally:
+            self._process.kill()
+            self._process.wait()
+            self._log.close()
 
-def _death(target: str, status: int, log_path: Path) -> EngineError:
-    lines = log_path.read_text(encoding="utf-8", errors="replace").split("\n")
-    last = "\n".join([line for line in lines if line.strip()][-_LAST_LINES:])
-    hint = ""
-    if status < 0:
-        how = f"was killed by {signal.Signals(-status).name}"
-        if -status == signal.SIGKILL:
-            hint = "the machine probably ran out of memory; close other programs or use a smaller model"
-    else:
-        how = f"ended with exit code {status}"
-    message = f"the process for `{target}` {how}" + (f"; its last lines:\n{last}" if last else "")
-    return EngineError(message, hint=hint, status=status)
+    def _death(self, target: str) -> EngineError:
+        status = self._process.wait()
+        self._log.seek(0)
+        lines = self._log.read().decode("utf-8", errors="replace").split("\n")
+        last = "\n".join([line for line in lines if line.strip()][-_LAST_LINES:])
+        hint = ""
+        if status < 0:
+            how = f"was killed by {signal.Signals(-status).name}"
+            if -status == signal.SIGKILL:
+                hint = "the machine probably ran out of memory; close other programs or use a smaller model"
+        else:
+            how = f"ended with exit code {status}"
+        message = f"the process for `{target}` {how}" + (f"; its last lines:\n{last}" if last else "")
+        return EngineError(message, hint=hint, status=status)
 
 
 def _rebuild(error: Mapping[str, Any]) -> AmmdError:
@@ -94,18 +128,22 @@ def _describe(error: AmmdError) -> dict[str, object]:
     return {"kind": type(error).__name__, "message": str(error), "hint": error.hint, "facts": facts}
 
 
-def main(arguments: list[str]) -> None:
-    """Run `MODULE:FUNCTION` on the request file and write the result file."""
-    target, request_path, result_path = arguments
-    module, _, function = target.partition(":")
-    request = json.loads(Path(request_path).read_text(encoding="utf-8"))
-    try:
-        run = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), function)
-        outcome: dict[str, object] = {"result": run(request)}
-    except AmmdError as exc:
-        outcome = {"error": _describe(exc)}
-    Path(result_path).write_text(json.dumps(outcome), encoding="utf-8")
+def main() -> None:
+    """Answer requests until there are no more."""
+    # What libraries print to standard output belongs in the log, not between the answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        target, request = json.loads(line)
+        module, _, function = target.partition(":")
+        try:
+            run = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), function)
+            outcome: dict[str, object] = {"result": run(request)}
+        except AmmdError as exc:
+            outcome = {"error": _describe(exc)}
+        answers.write(json.dumps(outcome) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,7 +1,7 @@
 """The evaluate stage: how good is each model, next to the teacher, on prompts nobody trained on.
 
-Every model answers in a child of its own; the teacher then scores all answers in one more. What stands in
-`quality.json` for each model:
+Every exported file answers in a child of its own; checkpoints answer in one for torch, in which the teacher then
+scores all answers. What stands in `quality.json` for each model:
 
 - `kl_to_teacher_nats`: mean KL(teacher || model) a token on the teacher's held-out text
 - `top1_agreement`: share of its tokens where both like the same token best
@@ -30,7 +30,7 @@ from ammd.machine import available_cores
 from ammd.progress import progress
 
 from .artifact_ref import ArtifactRef, EngineKind
-from .child import call
+from .child import Child, call
 from .heldout import HeldOut, load_heldout
 from .quality import looping_share, repetition, rouge_l
 from .settings import EvaluateSettings
@@ -54,11 +54,11 @@ def run(inputs: EvaluateInputs, settings: EvaluateSettings, folder: Path) -> dic
     """
     rows = load_heldout(inputs.heldout, limit=settings.prompts)
     kinds = {model.name: model.kind for model in inputs.models}  # a missing one is reported before any work
-    with progress("evaluate", len(inputs.models) + 2) as report:
+    with Child() as torch, progress("evaluate", len(inputs.models) + 2) as report:
         report(0, "teacher")
-        records = _measure_models(inputs, settings, folder, kinds=kinds, rows=rows, report=report)
+        records = _measure_models(torch, inputs, settings, folder, kinds=kinds, rows=rows, report=report)
         report(len(inputs.models) + 1, "scores")
-        scores = _score(inputs.teacher, rows, records)
+        scores = _score(torch, inputs.teacher, rows, records)
         report(len(inputs.models) + 2)
     quality = {name: _summarize(name, record, rows=rows, scores=scores) for name, record in records.items()}
     write_json(folder / "quality.json", quality)
@@ -67,6 +67,7 @@ def run(inputs: EvaluateInputs, settings: EvaluateSettings, folder: Path) -> dic
 
 
 def _measure_models(
+    torch: Child,
     inputs: EvaluateInputs,
     settings: EvaluateSettings,
     folder: Path,
@@ -88,20 +89,22 @@ def _measure_models(
             "seed": settings.seed,
             "threads": available_cores(),
         }
-        call("answers:save_teacher", request | {"path": str(inputs.teacher)})
+        torch.call("answers:save_teacher", request | {"path": str(inputs.teacher)})
         for done, model in enumerate(inputs.models, 1):
             report(done, model.name)
             is_checkpoint = kinds[model.name] is EngineKind.TORCH
             count = settings.prompts if is_checkpoint else min(settings.prompts, settings.file_prompts)
-            records[model.name] = call(
-                "answers:measure_checkpoint" if is_checkpoint else "answers:measure_file",
-                request | {"path": str(model.path), "prompts": count},
+            asked = request | {"path": str(model.path), "prompts": count}
+            records[model.name] = (
+                torch.call("answers:measure_checkpoint", asked)
+                if is_checkpoint
+                else call("answers:measure_file", asked)
             )
     return records
 
 
 def _score(
-    teacher: Path, rows: Sequence[HeldOut], records: Mapping[str, Mapping[str, Any]]
+    torch: Child, teacher: Path, rows: Sequence[HeldOut], records: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, float | None]:
     """Return the teacher's mean -log p for every set of answers, named `model/answers`."""
     sets = {
@@ -116,7 +119,7 @@ def _score(
         "answers": sets,
         "threads": available_cores(),
     }
-    return call("answers:score_answers", request)
+    return torch.call("answers:score_answers", request)
 
 
 def _summarize(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import pytest
 import torch
 
-from ammd.distill.chunked import Score, States, matching_loss
+from ammd.distill.chunked import States, matching_loss
 from ammd.distill.objective import Weights
+from ammd.distill.score import Score
 
-NO_SCORE = Score(discount=0.0, baseline=0.0)
+NO_SCORE = Score()
 WEIGHTS = Weights(kl=0.4, game=1.3, critic_penalty=0.8)
 
 
@@ -22,7 +24,7 @@ def problem(rows: int = 10) -> tuple[torch.Tensor, torch.Tensor, States]:
         return torch.randn(shape, generator=generator)
 
     last = torch.zeros(rows, dtype=torch.bool)
-    last[[3, rows - 1]] = True
+    last[[min(3, rows - 1), rows - 1]] = True
     states = States(
         teacher_hiddens=normal(rows, 5),
         teacher_head=normal(17, 5),
@@ -84,8 +86,10 @@ def test_the_long_view_equals_automatic_differentiation(chunk_tokens: int, tempe
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_mean_gradient_over_all_sequences_is_the_exact_policy_gradient(temperature: float) -> None:
+@pytest.mark.parametrize(("estimator", "temperature"), [("full", 1.0), ("full", 0.5), ("sampled", 1.0)])
+def test_mean_gradient_over_all_sequences_is_the_exact_policy_gradient(
+    estimator: Literal["full", "sampled"], temperature: float
+) -> None:
     """Vocabulary 3, horizon 3, all 27 sequences: the estimator's expectation is the true gradient (discount 1).
 
     At another temperature the sequences come from the student at that temperature, whose policy is judged at 1.
@@ -121,7 +125,7 @@ def test_mean_gradient_over_all_sequences_is_the_exact_policy_gradient(temperatu
             student_table,
             states=states,
             weights=Weights(game=1.0),
-            score=Score(discount=1.0, baseline=0.0, temperature=temperature),
+            score=Score(estimator=estimator, discount=1.0, temperature=temperature),
             chunk_tokens=2,
         )
         (grad,) = torch.autograd.grad(loss, student_table)
@@ -148,3 +152,90 @@ def test_loss_scales_like_any_other_when_differentiated() -> None:
     (plain,) = torch.autograd.grad(loss, hiddens, retain_graph=True)
     (scaled,) = torch.autograd.grad(loss * 0.25, hiddens)
     torch.testing.assert_close(scaled, plain * 0.25)
+
+
+def test_a_baseline_changes_no_mean_gradient() -> None:
+    """The sampled estimator over all tokens at one state, weighted by their probability: any baseline cancels."""
+    hiddens, head, states = problem(rows=1)
+    q = (hiddens @ head.T).softmax(-1)[0].detach()
+    grads = []
+    for baseline in (0.0, 3.0):
+        total = torch.zeros_like(hiddens)
+        for token in range(len(head)):
+            taken = States(
+                teacher_hiddens=states.teacher_hiddens,
+                teacher_head=states.teacher_head,
+                targets=torch.tensor([token]),
+                last_in_row=torch.tensor([True]),
+            )
+            loss, _ = matching_loss(
+                hiddens,
+                head,
+                states=taken,
+                weights=Weights(game=1.0),
+                score=Score(estimator="sampled", baseline=baseline),
+                chunk_tokens=4,
+            )
+            total += float(q[token]) * torch.autograd.grad(loss, hiddens)[0]
+        grads.append(total)
+    exact, _ = matching_loss(
+        hiddens, head, states=states, weights=Weights(game=1.0), score=NO_SCORE, chunk_tokens=4
+    )
+    (expected,) = torch.autograd.grad(exact, hiddens)
+    for found in grads:
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_on_the_teachers_texts_the_sampled_estimator_draws_the_students_own_tokens() -> None:
+    """Mean over 40,000 draws at each of three states, against the exact gradient."""
+    hiddens, head, states = problem(rows=3)
+    copies = 40_000
+    many = States(
+        teacher_hiddens=states.teacher_hiddens.repeat(copies, 1),
+        teacher_head=states.teacher_head,
+        targets=states.targets.repeat(copies),
+        last_in_row=states.last_in_row.repeat(copies),
+    )
+    score = Score(estimator="sampled", own_texts=False, generator=torch.Generator().manual_seed(0))
+    weights = Weights(game=1.0)
+    loss, _ = matching_loss(
+        hiddens.repeat(copies, 1), head, states=many, weights=weights, score=score, chunk_tokens=4096
+    )
+    (found,) = torch.autograd.grad(loss, hiddens)
+    exact, _ = matching_loss(hiddens, head, states=states, weights=weights, score=NO_SCORE, chunk_tokens=4)
+    (expected,) = torch.autograd.grad(exact, hiddens)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+
+
+def test_the_immediate_estimator_only_logs_what_follows() -> None:
+    hiddens, head, states = problem()
+    weights = Weights(game=1.0)
+    near, sums = matching_loss(
+        hiddens,
+        head,
+        states=states,
+        weights=weights,
+        score=Score(estimator="immediate", discount=0.6, baseline=0.3),
+        chunk_tokens=4,
+    )
+    plain, _ = matching_loss(hiddens, head, states=states, weights=weights, score=NO_SCORE, chunk_tokens=4)
+    grads = [torch.autograd.grad(loss, hiddens)[0] for loss in (near, plain)]
+    torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=0)
+    assert sums.future_gap > 0
+    assert sums.answered_gap == 0
+
+
+def test_entropy_is_that_of_torch() -> None:
+    hiddens, head, states = problem()
+    _, sums = matching_loss(hiddens, head, states=states, weights=WEIGHTS, score=NO_SCORE, chunk_tokens=4)
+    entropy = torch.distributions.Categorical(logits=(hiddens @ head.T).detach()).entropy().mean()
+    assert sums.entropy_nats == pytest.approx(float(entropy), rel=1e-5)
+
+
+def test_a_bound_far_below_the_penaltys_own_gives_total_variation() -> None:
+    """With |f| <= B the critic is clipped; as the penalty vanishes the gap is 2 B TV."""
+    hiddens, head, states = problem()
+    weights = Weights(game=1.0, critic_penalty=1e-4, critic_bound=0.5)
+    _, sums = matching_loss(hiddens, head, states=states, weights=weights, score=NO_SCORE, chunk_tokens=4)
+    assert sums.gap == pytest.approx(2 * 0.5 * sums.total_variation, rel=1e-3)
+    assert sums.best_value == pytest.approx(sums.gap, rel=1e-3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ammd.artifact import hash_file
-from ammd.distill import prepare, stage, trainer
+from ammd.distill import prepare, stage, supply
 from ammd.distill.batches import build_batch, endless_order
 from ammd.distill.checkpoint import load_model, load_tokenizer, save_checkpoint
 from ammd.distill.objective import Weights
@@ -24,6 +24,7 @@ from ammd.distill.settings import (
     WarmStart,
 )
 from ammd.distill.sides import Side
+from ammd.distill.supply import BothSides, TeacherTexts
 from ammd.distill.teacher_states import TeacherStates, TeacherStatesWriter
 from ammd.distill.trainer import Phase, learning_rate_share, run_phase
 from ammd.errors import DataError, DistillError, NonFiniteLossError
@@ -50,16 +51,16 @@ def train(
     ):
         for index, pair in enumerate(PAIRS):
             writer.append(index, teacher(build_batch([pair])))
-    common = {
-        "student": student,
-        "teacher": teacher,
-        "pairs": PAIRS,
-        "teacher_states": TeacherStates(tmp_path),
-        "order": order,
-        "settings": SETTINGS,
-        "curves": curves,
-    }
-    run_phase(phase, student_texts=None, **common)
+    texts = TeacherTexts(PAIRS, TeacherStates(tmp_path), order, dtype=torch.float32)
+    run_phase(
+        phase,
+        student=student,
+        teacher=teacher,
+        supply=BothSides(teacher_texts=texts, student_texts=None),
+        longest_tokens=6,
+        settings=SETTINGS,
+        curves=curves,
+    )
     return [json.loads(line) for line in curves.read_text().splitlines()]
 
 
@@ -91,6 +92,35 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tiny_checkpoint: Path, tmp_pa
         student.model.base_model.norm.weight.fill_(float("nan"))
     with pytest.raises(NonFiniteLossError, match="at step 1 of phase `test`"):
         train(student, load(tiny_checkpoint), tmp_path, off=Weights(kl=1.0))
+
+
+def test_a_validation_set_of_all_texts_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = prepared(tiny_checkpoint, tmp_path)
+    settings = DistillSettings.model_validate({"objective": {"kind": "distillm"}, "precision": "float32"})
+    with pytest.raises(DistillError, match="keeps back all of the 11 training texts"):
+        stage.run(stage.DistillInputs(prepared=source), settings, tmp_path)
+
+
+def test_distillm_takes_one_kind_of_texts_a_step(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """With a tolerance of nothing and a learning rate that hurts, the loss rises and the student's texts come in."""
+    source = prepared(tiny_checkpoint, tmp_path)
+    objective = {
+        "kind": "distillm",
+        "steps": 16,
+        "lr": 0.05,
+        "check_steps": 1,
+        "validation_texts": 3,
+        "tolerance": 0,
+        "share_step": 0.5,
+        "replay_texts": 8,
+    }
+    settings = DistillSettings.model_validate(
+        {"batch_size": 4, "precision": "float32", "warm": {"steps": 1, "lr": 1e-6}, "objective": objective}
+    )
+    (tmp_path / "out").mkdir()
+    stage.run(stage.DistillInputs(prepared=source), settings, tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out/curves.jsonl").read_text().splitlines()[1:]]
+    assert {("d_off" in row, "d_on" in row) for row in rows} == {(True, False), (False, True)}
 
 
 def test_a_model_whose_logits_are_not_the_plain_product_is_refused(tiny_checkpoint: Path) -> None:
@@ -213,6 +243,8 @@ def test_distill_writes_both_checkpoints_and_is_reproducible(tiny_checkpoint: Pa
         {"kind": "tv"},
         {"kind": "skew_kl"},
         {"kind": "skew_rkl"},
+        {"kind": "le_cam"},
+        {"kind": "minillm"},
     ],
     ids=lambda objective: objective["kind"],
 )
@@ -237,8 +269,43 @@ def test_every_rival_runs_on_the_same_loop(
     assert {row["phase"] for row in rows} == {objective["kind"]}
     on_policy = objective["kind"] not in {"sft", "skew_kl"}
     assert all(("d_on" in row) == on_policy for row in rows)
-    assert all(("d_off" in row) == (objective["kind"] != "reverse_kl") for row in rows)
-    assert max(row["loss"] for row in rows[-3:]) < rows[0]["loss"]
+    assert all(("d_off" in row) == (objective["kind"] not in {"reverse_kl", "minillm"}) for row in rows)
+    measure = "tv_on" if objective["kind"] == "minillm" else "loss"  # a policy gradient's loss is no distance
+    assert max(row[measure] for row in rows[-3:]) < rows[0][measure]
+
+
+@pytest.mark.parametrize(
+    "critic",
+    [
+        {"kind": "linear", "start": "zero", "lr": 0.01, "ascents": 20, "ascent_tokens": 64},
+        {"kind": "lowrank", "start": "log_ratio"},
+        {"kind": "mlp", "hidden": 8, "min_share": 0.0},  # of a limited class: it cannot hold more here
+    ],
+    ids=lambda critic: f"{critic['kind']} from {critic.get('start', 'difference')}",
+)
+def test_the_game_is_played_with_learned_critics(
+    tiny_checkpoint: Path, tmp_path: Path, critic: dict[str, object]
+) -> None:
+    start = tmp_path / "start"
+    save_checkpoint(other_student(tiny_checkpoint).model, load_tokenizer(tiny_checkpoint), start)
+    source = prepared(tiny_checkpoint, tmp_path, student=ModelStudent(source=str(start)))
+    objective = {"kind": "ammd", "steps": 20, "lr": 1e-3, "critic": {"min_share": 0.3, **critic}}
+    warm = {"steps": 1, "lr": 1e-6}
+    settings = DistillSettings.model_validate(
+        {"batch_size": 4, "precision": "float32", "warm": warm, "objective": objective}
+    )
+    (tmp_path / "out").mkdir()
+    stage.run(stage.DistillInputs(prepared=source), settings, tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out/curves.jsonl").read_text().splitlines()[1:]]
+    least = critic.get("min_share", 0.3)
+    assert all(row["stood_still"] == (min(shares(row)) < least) for row in rows)
+    assert max(max(shares(row)) for row in rows) <= 1 + 1e-5  # no critic is better than the closed form
+    assert sum(row["stood_still"] for row in rows) < 15
+    assert rows[-1]["tv_off"] < 0.8 * rows[0]["tv_off"]
+
+
+def shares(row: dict[str, float]) -> tuple[float, float]:
+    return row["critic_share_off"], row["critic_share_on"]
 
 
 def test_the_second_phase_goes_on_where_the_first_stopped(
@@ -247,13 +314,13 @@ def test_the_second_phase_goes_on_where_the_first_stopped(
     """Eleven texts in batches of five: the first two batches, one a phase, share none."""
     source = prepared(tiny_checkpoint, tmp_path)
     seen: list[set[tuple[int, ...]]] = []
-    build = trainer.build_batch
+    build = supply.build_batch
 
     def record(pairs):
         seen.append({tuple(prompt) for prompt, _ in pairs})
         return build(pairs)
 
-    monkeypatch.setattr(trainer, "build_batch", record)
+    monkeypatch.setattr(supply, "build_batch", record)
     one_step = {"warm": {"steps": 1}, "objective": {"steps": 1}}
     settings = DistillSettings.model_validate({"batch_size": 5, "precision": "float32", **one_step})
     (tmp_path / "out").mkdir()

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,16 +35,8 @@ def test_crash_carries_the_last_lines() -> None:
 
 
 def test_kill_names_the_signal_and_the_likely_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = f"import os; print('about to load', flush=True); os.kill(os.getpid(), {signal.SIGKILL})"
-    real = child.subprocess.Popen
-    monkeypatch.setattr(
-        child,
-        "subprocess",
-        types.SimpleNamespace(
-            Popen=lambda command, **options: real([sys.executable, "-c", script], **options),
-            DEVNULL=child.subprocess.DEVNULL,
-        ),
-    )
+    script = f"import os; os.write(2, b'about to load'); os.kill(os.getpid(), {signal.SIGKILL})"
+    _start_instead(monkeypatch, lambda _command, **options: _popen([sys.executable, "-c", script], **options))
     with pytest.raises(EngineError, match="was killed by SIGKILL") as caught:
         child.call("bench_child:measure", {})
     assert "about to load" in str(caught.value)
@@ -52,18 +47,43 @@ def test_kill_names_the_signal_and_the_likely_reason(monkeypatch: pytest.MonkeyP
 def test_interrupt_leaves_no_process_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
-    class Interrupted(child.subprocess.Popen):  # type: ignore[misc, type-arg]
-        def wait(self, timeout: float | None = None) -> int:
-            if not started:
-                started.append(self)
-                raise KeyboardInterrupt
-            return super().wait(timeout)
+    def start(command: list[str], **options: Any) -> Any:
+        started.append(_popen(command, **options))
+        return started[0]
 
-    monkeypatch.setattr(
-        child,
-        "subprocess",
-        types.SimpleNamespace(Popen=Interrupted, DEVNULL=child.subprocess.DEVNULL),
-    )
-    with pytest.raises(KeyboardInterrupt):
-        child.call("bench_child:measure", {})
-    assert started[0].poll() is not None
+    _start_instead(monkeypatch, start)
+    with pytest.raises(KeyboardInterrupt), child.Child():
+        raise KeyboardInterrupt
+    assert started[0].poll() == -signal.SIGKILL
+
+
+def test_one_process_answers_several_calls_and_an_error_does_not_end_it(tiny_heldout: Path) -> None:
+    request = {"path": "/nowhere", "heldout": str(tiny_heldout), "folder": "/", "texts": 1, "threads": 1}
+    with child.Child() as process:
+        for _ in range(2):
+            with pytest.raises(EngineError, match="/nowhere"):
+                process.call("answers:save_teacher", request)
+
+
+def test_what_a_library_prints_does_not_come_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = """
+import os, sys, types
+from ammd.runtime import child
+def say(request):
+    os.write(1, b"from native code\\n")
+    print("from Python")
+    return request
+sys.modules["ammd.runtime.noisy"] = types.SimpleNamespace(say=say)
+child.main()
+"""
+    _start_instead(monkeypatch, lambda _command, **options: _popen([sys.executable, "-c", script], **options))
+    with child.Child() as process:
+        assert [process.call("noisy:say", {"n": n}) for n in (1, 2)] == [{"n": 1}, {"n": 2}]
+
+
+_popen = subprocess.Popen
+
+
+def _start_instead(monkeypatch: pytest.MonkeyPatch, start: Callable[..., Any]) -> None:
+    stand_in = types.SimpleNamespace(Popen=start, PIPE=subprocess.PIPE)
+    monkeypatch.setattr(child, "subprocess", stand_in)

@@ -1,0 +1,71 @@
+"""Where a phase's batches come from: the teacher's texts, the student's own, or both in each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from .batches import Batch, TokenPair, build_batch
+
+if TYPE_CHECKING:
+    import torch
+
+    from .policy import Policy
+    from .student_texts import StudentTexts
+    from .teacher_states import TeacherStates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherBatch:
+    """Texts of the teacher's with its states at their responses."""
+
+    batch: Batch
+    states: torch.Tensor  # [N, H_teacher]
+
+
+class Supply(Protocol):
+    """Gives each step its batches."""
+
+    def batches(self, step: int, student: Policy) -> tuple[TeacherBatch | None, Batch | None]:
+        """Return the teacher's texts and the student's for step 1, 2, …; either may be missing, not both."""
+        ...
+
+
+class TeacherTexts:
+    """Batches of the teacher's texts in a given order, with the states that were kept when it wrote them."""
+
+    def __init__(
+        self,
+        pairs: Sequence[TokenPair],
+        states: TeacherStates,
+        order: Iterator[list[int]],
+        *,
+        dtype: torch.dtype,
+    ) -> None:
+        """Take all pairs, their states, the indices of each batch, and the dtype of matrix products."""
+        self._pairs, self._states, self._order, self._dtype = pairs, states, order, dtype
+
+    def next_batch(self) -> TeacherBatch:
+        """Return the next batch of the order."""
+        return self.batch_of(next(self._order))
+
+    def batch_of(self, chosen: Sequence[int]) -> TeacherBatch:
+        """Return the texts at these indices as a batch."""
+        states = self._states.rows(chosen, [len(self._pairs[index][1]) for index in chosen])
+        batch = build_batch([self._pairs[index] for index in chosen])
+        return TeacherBatch(batch=batch, states=states.to(self._dtype))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BothSides:
+    """Every step has a batch of each kind that is there."""
+
+    teacher_texts: TeacherTexts | None
+    student_texts: StudentTexts | None
+
+    def batches(self, _step: int, student: Policy) -> tuple[TeacherBatch | None, Batch | None]:
+        """See `Supply`."""
+        off = self.teacher_texts.next_batch() if self.teacher_texts else None
+        on = self.student_texts.next_batch(student.model) if self.student_texts else None
+        return off, on
