@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .batches import Batch, TokenPair, build_batch
+from .snapshots import State
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -57,6 +58,28 @@ class AdaptiveSupply:
             self._replay.extend(self._student_texts.sample(student.model))
         chosen = torch.randperm(len(self._replay), generator=self._generator)[: self._batch_size].tolist()
         return None, build_batch([self._replay[index] for index in chosen])
+
+    def state(self) -> State:
+        """See `Supply`."""
+        whole = State(
+            tensors={"generator": self._generator.get_state()},
+            facts={
+                "taken": self._teacher_texts.taken,
+                "share": self.student_share,
+                "last_loss": self._last_loss,
+                "replay": list(self._replay),
+            },
+        )
+        whole.put("student_texts", self._student_texts.state())
+        return whole
+
+    def restore(self, state: State) -> None:
+        """See `Supply`."""
+        self._generator.set_state(state.tensors["generator"])
+        self._teacher_texts.skip(state.facts["taken"])
+        self.student_share, self._last_loss = state.facts["share"], state.facts["last_loss"]
+        self._replay.extend((prompt, response) for prompt, response in state.facts["replay"])
+        self._student_texts.restore(state.part("student_texts"))
 
     def _look(self, student: Policy) -> None:
         loss = self._validate(student)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ammd.errors import CollapseError
 
@@ -27,6 +28,19 @@ class CollapseWatch:
         self._recent: deque[StepLog] = deque(maxlen=_WINDOW_STEPS)
         self._first: list[StepLog] = []
         self._still = 0
+
+    def facts(self) -> dict[str, Any]:
+        """Return what was seen so far as JSON values."""
+        lines = {"recent": self._recent, "first": self._first}
+        return {name: [line.as_line() for line in kept] for name, kept in lines.items()} | {
+            "still": self._still
+        }
+
+    def restore(self, facts: dict[str, Any]) -> None:
+        """Take over what `facts` returned."""
+        self._recent.extend(StepLog(**line) for line in facts["recent"])
+        self._first += [StepLog(**line) for line in facts["first"]]
+        self._still = facts["still"]
 
     def check(self, entry: StepLog) -> None:
         """Take the next step's line.

@@ -23,6 +23,7 @@ from ammd.errors import DistillError
 
 from . import critic_settings as settings
 from .objective import Weights, bounded
+from .snapshots import State, optimizer_state, restore_optimizer
 
 _PROBE_TOKENS = 64  # states on which the change of a critic by one ascent step is measured
 _SCALINGS = 8  # of a step that changes too much: one is enough where the critic is not bent by its bound
@@ -181,6 +182,26 @@ class Adversary:
     def potential(self, views: Views) -> Potential:
         """Return what `matching_loss` takes."""
         return self._head.potential(views)
+
+    def state(self) -> State:
+        """Return parameters, optimizer and generator."""
+        whole = State(
+            tensors={"generator": self._generator.get_state()},
+            facts={"rms": self.rms, "saturation": self.saturation},
+        )
+        whole.put("head", State(tensors=dict(self._head.named_parameters())))
+        whole.put("optimizer", optimizer_state(self._optimizer))
+        return whole
+
+    @torch.no_grad()
+    def restore(self, state: State) -> None:
+        """Take over what `state` returned."""
+        kept = state.part("head").tensors
+        for name, parameter in self._head.named_parameters():
+            parameter.copy_(kept[name])
+        restore_optimizer(self._optimizer, state.part("optimizer"))
+        self._generator.set_state(state.tensors["generator"])
+        self.rms, self.saturation = state.facts["rms"], state.facts["saturation"]
 
     def ascend(self, views: Views, weights: Weights) -> None:
         """Take the ascent steps that precede one step of the student."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ammd.errors import DataError
 from ammd.machine import check_free_disk, has_fast_bfloat16
 from ammd.progress import progress
 
@@ -41,7 +42,7 @@ from .tokenizers_match import check_same_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_INFLUENCE_EXAMPLES = 64  # enough that the ranking of layers no longer changes
+_INFLUENCE_EXAMPLES = 32  # 16, 32 and 64, and 32 of other texts, keep the same layers of SmolLM2-135M
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,11 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
         check_source(settings.student.source)
     train = _choose(read_conversations(Path(settings.prompts)), settings)
     heldout = read_conversations(Path(settings.heldout))[: settings.max_heldout]
+    if Path(settings.prompts).samefile(settings.heldout):
+        raise DataError(
+            f"`prepare.prompts` and `prepare.heldout` are the same file `{settings.heldout}`",
+            hint="what a student was trained on cannot judge it: split the file",
+        )
     materialize(settings.teacher, folder / "teacher")
     tokenizer = load_tokenizer(folder / "teacher")
     teacher = load_model(folder / "teacher", dtype=torch.float32)

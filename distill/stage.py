@@ -3,6 +3,8 @@
 warm/           the student after the warm start
 student/        the student after the second phase
 curves.jsonl    one JSON object for each step of both phases (`StepLog`)
+
+A killed stage goes on from its last snapshot, to the same bytes.
 """
 
 from __future__ import annotations
@@ -13,15 +15,21 @@ from typing import Any
 
 import torch
 
+from ammd.errors import CollapseError, NonFiniteLossError
+
 from .settings import DistillSettings
+from .snapshots import Snapshots
 from .training import Training
+
+LAST_GOOD_NAME = "last-good"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillInputs:
-    """What the prepare stage wrote."""
+    """What the prepare stage wrote, and where the training may keep its snapshots."""
 
     prepared: Path
+    resume: Path | None = None
 
 
 def run(inputs: DistillInputs, settings: DistillSettings, folder: Path) -> dict[str, Any]:
@@ -31,16 +39,25 @@ def run(inputs: DistillInputs, settings: DistillSettings, folder: Path) -> dict[
         DataError: The prepared texts cannot be read.
         DistillError: A model cannot be used.
         NonFiniteLossError: Training diverged.
+        CollapseError: Student or critic degenerated; the student of the last snapshot is kept.
     """
     training = Training(
         prepared=inputs.prepared,
         student=inputs.prepared / "student",
         settings=settings,
         curves=folder / "curves.jsonl",
+        snapshots=Snapshots(inputs.resume) if inputs.resume else None,
     )
-    training.warm(settings.warm)
-    training.save(folder / "warm")
-    training.second(settings.objective)
+    try:
+        training.warm(settings.warm)
+        training.save_between(folder / "warm")
+        training.second(settings.objective)
+    except (CollapseError, NonFiniteLossError) as exc:
+        if inputs.resume is None or not training.save_last_snapshot(inputs.resume / LAST_GOOD_NAME):
+            raise
+        kept = inputs.resume / LAST_GOOD_NAME
+        hint = f"{exc.hint}; the student of the last snapshot is in `{kept}`"
+        raise type(exc)(str(exc), hint=hint, **exc.facts, last_good=str(kept)) from exc
     training.save(folder / "student")
     return {
         "precision": "bfloat16" if training.dtype == torch.bfloat16 else "float32",

@@ -16,9 +16,13 @@ import torch
 from .batches import Batch, TokenPair, build_batch, endless_order
 from .checkpoint import copy_in_dtype
 from .rollout import Sampling, sample_mixed, sample_responses
+from .snapshots import State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_Drawn = list[tuple[TokenPair, torch.Tensor | None]]  # texts of a batch, with how likely a mixture found them
 
 
 class StudentTexts:
@@ -46,13 +50,36 @@ class StudentTexts:
         )
         self._generator = torch.Generator().manual_seed(seed)
         self._guide, self._guide_share = guide, guide_share
-        self._waiting: deque[Batch] = deque()
+        self._rounds = 0
+        self._waiting: deque[_Drawn] = deque()
 
     def next_batch(self, student: PreTrainedModel) -> Batch:
         """Return the next batch, sampling a new round from `student` when the last is used up."""
         if not self._waiting:
             self._waiting.extend(self._sample_round(student))
-        return self._waiting.popleft()
+        return _build(self._waiting.popleft())
+
+    def state(self) -> State:
+        """Return how far it is, and the texts that wait."""
+        waiting = [
+            [(pair, None if kept is None else kept.tolist()) for pair, kept in drawn]
+            for drawn in self._waiting
+        ]
+        return State(
+            tensors={"generator": self._generator.get_state()},
+            facts={"rounds": self._rounds, "waiting": waiting},
+        )
+
+    def restore(self, state: State) -> None:
+        """Take over what `state` returned, in texts that have just been made."""
+        self._generator.set_state(state.tensors["generator"])
+        for _ in range(state.facts["rounds"] * self._reuse_steps):
+            next(self._order)
+        self._rounds = state.facts["rounds"]
+        self._waiting.extend(
+            [((prompt, ids), None if kept is None else torch.tensor(kept)) for (prompt, ids), kept in drawn]
+            for drawn in state.facts["waiting"]
+        )
 
     def sample(self, student: PreTrainedModel) -> list[TokenPair]:
         """Return a new round of `batch_size * reuse_steps` texts, in no order."""
@@ -60,8 +87,8 @@ class StudentTexts:
         responses = sample_responses(sampler, prompts, sampling=self._sampling, generator=self._generator)
         return list(zip(prompts, responses, strict=True))
 
-    def _sample_round(self, student: PreTrainedModel) -> list[Batch]:
-        drawn: list[tuple[TokenPair, torch.Tensor | None]]
+    def _sample_round(self, student: PreTrainedModel) -> list[_Drawn]:
+        drawn: _Drawn
         if self._guide is None:
             drawn = [(pair, None) for pair in self.sample(student)]
         else:
@@ -81,13 +108,14 @@ class StudentTexts:
             drawn[start : start + self._batch_size] for start in range(0, len(drawn), self._batch_size)
         ]
         order = torch.randperm(len(batches), generator=self._generator).tolist()
-        return [_build(batches[index]) for index in order]
+        return [batches[index] for index in order]
 
     def _begin_round(self, student: PreTrainedModel) -> tuple[list[Sequence[int]], PreTrainedModel]:
+        self._rounds += 1
         rows = [index for _ in range(self._reuse_steps) for index in next(self._order)]
         return [self._prompts[row] for row in rows], copy_in_dtype(student, self._dtype).eval()
 
 
-def _build(drawn: Sequence[tuple[TokenPair, torch.Tensor | None]]) -> Batch:
+def _build(drawn: _Drawn) -> Batch:
     logprobs = [kept for _, kept in drawn if kept is not None]
     return build_batch([pair for pair, _ in drawn], torch.cat(logprobs) if logprobs else None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from .batches import Batch, TokenPair, build_batch
+from .snapshots import State
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,14 @@ class Supply(Protocol):
         """Return the teacher's texts and the student's for step 1, 2, …; either may be missing, not both."""
         ...
 
+    def state(self) -> State:
+        """Return how far it is and what cannot be made again."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """Take over what `state` returned, in a supply that has just been made."""
+        ...
+
 
 class TeacherTexts:
     """Batches of the teacher's texts in a given order, with the states that were kept when it wrote them."""
@@ -45,10 +54,18 @@ class TeacherTexts:
     ) -> None:
         """Take all pairs, their states, the indices of each batch, and the dtype of matrix products."""
         self._pairs, self._states, self._order, self._dtype = pairs, states, order, dtype
+        self.taken = 0  # batches so far
 
     def next_batch(self) -> TeacherBatch:
         """Return the next batch of the order."""
+        self.taken += 1
         return self.batch_of(next(self._order))
+
+    def skip(self, batches: int) -> None:
+        """Leave out batches, as if they had been taken."""
+        for _ in range(batches):
+            next(self._order)
+        self.taken += batches
 
     def batch_of(self, chosen: Sequence[int]) -> TeacherBatch:
         """Return the texts at these indices as a batch."""
@@ -69,3 +86,17 @@ class BothSides:
         off = self.teacher_texts.next_batch() if self.teacher_texts else None
         on = self.student_texts.next_batch(student.model) if self.student_texts else None
         return off, on
+
+    def state(self) -> State:
+        """See `Supply`."""
+        whole = State(facts={"taken": self.teacher_texts.taken if self.teacher_texts else 0})
+        if self.student_texts:
+            whole.put("student_texts", self.student_texts.state())
+        return whole
+
+    def restore(self, state: State) -> None:
+        """See `Supply`."""
+        if self.teacher_texts:
+            self.teacher_texts.skip(state.facts["taken"])
+        if self.student_texts:
+            self.student_texts.restore(state.part("student_texts"))

@@ -29,9 +29,12 @@ from .minillm import SequenceScore
 from .policy import Policy
 from .score import Estimator, Score
 from .sides import Side
+from .snapshots import State, optimizer_state, restore_optimizer
 from .step_log import StepLog, side_fields, text_fields
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .batches import Batch
     from .critic_settings import LearnedCritic
     from .settings import DistillSettings
@@ -71,6 +74,8 @@ def run_phase(
     longest_tokens: int,
     settings: DistillSettings,
     curves: Path,
+    between_steps: Callable[[PhaseState], None] = lambda _state: None,
+    start: State | None = None,
 ) -> None:
     """Train `student` in place for one phase and append a line a step to `curves`.
 
@@ -82,6 +87,8 @@ def run_phase(
         longest_tokens: Of prompt and response together.
         settings: Of the stage.
         curves: Receives one line a step.
+        between_steps: Called before the first step and after each with what gives the phase's state on demand.
+        start: Such a state of this phase to go on from.
 
     Raises:
         NonFiniteLossError: The loss or a gradient became infinite or not a number.
@@ -92,17 +99,48 @@ def run_phase(
         policy.model.set_attn_implementation("eager" if longest_tokens <= _EAGER_TOKENS else "sdpa")
     loop = _Loop(phase, student, teacher, settings)
     watch = CollapseWatch()
+    state = PhaseState(loop=loop, watch=watch, supply=supply)
+    if start is not None:
+        state.restore(start)
     with (
         progress(f"distill {phase.name}", phase.steps) as report,
         curves.open("a", buffering=1, encoding="utf-8") as log,
     ):
-        for step in range(1, phase.steps + 1):
+        report(state.steps)
+        between_steps(state)
+        for step in range(state.steps + 1, phase.steps + 1):
             entry = loop.step(step, *supply.batches(step, student))
             log.write(json.dumps(entry.as_line()) + "\n")
             report(step, entry.summary())
             watch.check(entry)
+            state.steps = step
+            between_steps(state)
             if step % _CLEAR_STEPS == 0:
                 release_freed_memory()
+
+
+@dataclass(slots=True, kw_only=True)
+class PhaseState:
+    """What a phase is made of while it runs, and how far it is."""
+
+    loop: _Loop
+    watch: CollapseWatch
+    supply: Supply
+    steps: int = 0
+
+    def state(self) -> State:
+        """Return all of it."""
+        whole = State(facts={"steps": self.steps, "watch": self.watch.facts()})
+        whole.put("loop", self.loop.state())
+        whole.put("supply", self.supply.state())
+        return whole
+
+    def restore(self, state: State) -> None:
+        """Take over what `state` returned, in a phase that has just been made."""
+        self.steps = state.facts["steps"]
+        self.watch.restore(state.facts["watch"])
+        self.loop.restore(state.part("loop"))
+        self.supply.restore(state.part("supply"))
 
 
 class _Loop:
@@ -126,6 +164,7 @@ class _Loop:
             student, optimizer, schedule
         )
         self._adversaries: dict[str, Adversary] = {}  # learned critics by side, made at the first batch
+        self._kept_adversaries: dict[str, State] = {}  # of a snapshot, until then
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._baseline: float | None = None  # running mean of what a token answers for
         self._tokens = 0
@@ -192,6 +231,43 @@ class _Loop:
             **measured,
         )
 
+    def state(self) -> State:
+        """Return student, optimizer, schedule, critics and running numbers."""
+        policy: Policy = self._accelerator.unwrap_model(self._student)
+        whole = State(
+            tensors={"generator": self._generator.get_state()},
+            facts={
+                "schedule": self._schedule.state_dict(),
+                "baseline": self._baseline,
+                "tokens": self._tokens,
+                "seconds": time.monotonic() - self._started,
+                "adversaries": list(self._adversaries),
+            },
+        )
+        whole.put("student", State(tensors=dict(policy.named_parameters())))
+        whole.put("optimizer", optimizer_state(self._optimizer))
+        for name, adversary in self._adversaries.items():
+            whole.put(name, adversary.state())
+        return whole
+
+    def restore(self, state: State) -> None:
+        """Take over what `state` returned; critics are restored when their first batch makes them."""
+        policy: Policy = self._accelerator.unwrap_model(self._student)
+        kept = state.part("student").tensors
+        with torch.no_grad():
+            for name, parameter in policy.named_parameters():
+                parameter.copy_(kept[name])
+        restore_optimizer(self._optimizer, state.part("optimizer"))
+        self._schedule.load_state_dict(state.facts["schedule"])
+        for group, rate in zip(
+            self._optimizer.param_groups, state.facts["schedule"]["_last_lr"], strict=True
+        ):
+            group["lr"] = rate
+        self._generator.set_state(state.tensors["generator"])
+        self._baseline, self._tokens = state.facts["baseline"], state.facts["tokens"]
+        self._started = time.monotonic() - state.facts["seconds"]
+        self._kept_adversaries = {name: state.part(name) for name in state.facts["adversaries"]}
+
     def _side(
         self, name: str, batch: Batch, teacher_hiddens: torch.Tensor, side: Side, score: Estimator
     ) -> tuple[float, Sums]:
@@ -235,6 +311,8 @@ class _Loop:
         )
         if name not in self._adversaries:
             self._adversaries[name] = Adversary(self._phase.critic, views, seed=self._settings.seed)
+            if name in self._kept_adversaries:
+                self._adversaries[name].restore(self._kept_adversaries.pop(name))
         self._adversaries[name].ascend(views, side.weights)
         return self._adversaries[name].potential(views)
 

@@ -27,10 +27,11 @@ from .rollout import Sampling
 from .score import Score
 from .settings import Ammd, DistiLLM, Game, MiniLLM, OnPolicyPhase
 from .sides import Side, sides_of
+from .snapshots import Snapshots, State
 from .student_texts import StudentTexts
 from .supply import BothSides, TeacherTexts
 from .teacher_states import TeacherStates
-from .trainer import Phase, run_phase, uses_bfloat16
+from .trainer import Phase, PhaseState, run_phase, uses_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +44,15 @@ if TYPE_CHECKING:
 class Training:
     """Teacher, student, texts and the order in which they come."""
 
-    def __init__(self, *, prepared: Path, student: Path, settings: DistillSettings, curves: Path) -> None:
+    def __init__(
+        self,
+        *,
+        prepared: Path,
+        student: Path,
+        settings: DistillSettings,
+        curves: Path,
+        snapshots: Snapshots | None = None,
+    ) -> None:
         """Load everything.
 
         Args:
@@ -51,6 +60,7 @@ class Training:
             student: Checkpoint to start from.
             settings: Of the stage; the phases' own are passed to them.
             curves: Receives one line a step.
+            snapshots: Keeps what a killed training goes on from, and has it if there was one.
 
         Raises:
             DataError: The prepared texts cannot be read.
@@ -75,6 +85,12 @@ class Training:
         lengths = [len(prompt) + len(response) for prompt, response in self._pairs[: self._learned]]
         self._order = endless_order(lengths, batch_size=settings.batch_size, seed=settings.seed)
         self._curves = curves
+        self._snapshots = snapshots
+        self._start = snapshots.load() if snapshots else None
+        self._phases = 0  # begun
+        self._written = {curves.name: curves}  # by the stage so far, with what stands between phases
+        if snapshots and self._start:
+            snapshots.restore_file(curves.name, curves)
 
     def warm(self, settings: WarmStart) -> None:
         """Run the first phase: forward KL on the teacher's texts.
@@ -91,8 +107,8 @@ class Training:
 
         Raises:
             NonFiniteLossError: Training diverged.
-        CollapseError: Student or critic degenerated.
-        DistillError: The critic cannot start as the settings want.
+            CollapseError: Student or critic degenerated.
+            DistillError: The critic cannot start as the settings want.
         """
         off, on = sides_of(settings, batch_size=self.settings.batch_size)
         phase = Phase(name=settings.kind, steps=settings.steps, lr=settings.lr, off=off, on=on)
@@ -128,7 +144,35 @@ class Training:
         """Write the student; in bfloat16 it takes half the bytes, and that is what it is served in anyway."""
         save_checkpoint(copy_in_dtype(self.student.model, dtype), self._tokenizer, folder)
 
+    def save_between(self, folder: Path) -> None:
+        """Write the student between two phases, or what a killed training had written there."""
+        if self._snapshots and self._start and folder.name in self._start.facts["written"]:
+            self._snapshots.restore_file(folder.name, folder)
+        else:
+            self.save(folder)
+        self._written[folder.name] = folder
+
+    def save_last_snapshot(self, folder: Path) -> bool:
+        """Write the student of the last snapshot; return whether there is one."""
+        state = self._snapshots.load() if self._snapshots else None
+        if state is None:
+            return False
+        kept = state.part("phase").part("loop").part("student").tensors
+        with torch.no_grad():
+            for name, parameter in self.student.named_parameters():
+                parameter.copy_(kept[name])
+        self.save(folder)
+        return True
+
     def _run(self, phase: Phase, supply: Supply) -> None:
+        self._phases += 1
+        start = None
+        if self._start:
+            if self._start.facts["phases"] > self._phases:  # it had been finished
+                supply.restore(State(facts={"taken": phase.steps}))
+                return
+            start = self._start.part("phase")
+            self._start = None
         run_phase(
             phase,
             student=self.student,
@@ -137,7 +181,17 @@ class Training:
             longest_tokens=max(len(prompt) + len(response) for prompt, response in self._pairs),
             settings=self.settings,
             curves=self._curves,
+            between_steps=self._keep,
+            start=start,
         )
+
+    def _keep(self, phase: PhaseState) -> None:
+        """Take a snapshot where one is due, and before the second phase."""
+        if self._snapshots is None or not (self._snapshots.is_due or (phase.steps == 0 and self._phases > 1)):
+            return
+        state = State(facts={"phases": self._phases, "written": list(self._written)})
+        state.put("phase", phase.state())
+        self._snapshots.save(state, keep=self._written)
 
     def _teacher_texts(self, rows: int) -> TeacherTexts:
         whole = rows == self.settings.batch_size

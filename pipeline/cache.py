@@ -34,6 +34,7 @@ from .stages import Stage
 
 log = logging.getLogger("ammd.pipeline")
 LOCK_NAME = ".lock"
+_RESUME_DIGITS = 16  # of the key, in a folder's name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,9 +187,24 @@ def run_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def clean_stage(folder: Path) -> None:
-    """Remove what killed runs left half-written beside a stage. The caller holds the run's lock."""
+def clean_stage(folder: Path, *, key: str) -> None:
+    """Remove what killed runs left half-written beside a stage, but for what this key goes on from.
+
+    The caller holds the run's lock.
+    """
     remove_partial(folder)
+    for kept in folder.parent.glob(f"{_resume_prefix(folder)}*"):
+        if kept != resume_folder(folder, key):
+            shutil.rmtree(kept, ignore_errors=True)
+
+
+def resume_folder(folder: Path, key: str) -> Path:
+    """Return where the stage in `folder` keeps what it goes on from if it is killed while making `key`."""
+    return folder.with_name(f"{_resume_prefix(folder)}{key[:_RESUME_DIGITS]}")
+
+
+def _resume_prefix(folder: Path) -> str:
+    return f".resume-{folder.name}-"
 
 
 def _peek_key(folder: Path) -> str | None:

@@ -2,12 +2,13 @@
 
 `OpenRun.stage` looks a stage up by its key, else takes it from a sibling run, else checks that disk and
 memory suffice, runs it in a fresh process and publishes what it wrote. A stage is in the folder whole or not
-at all, so the next `ammd run` goes on from the last one that is there.
+at all, so the next `ammd run` goes on from the last one that is there; one that can goes on within itself.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from .cache import (
     find_stage,
     hash_inputs,
     paths_of,
+    resume_folder,
     reuse_sibling,
     run_lock,
     stage_key,
@@ -68,11 +70,15 @@ class OpenRun:
         if done is None:
             self._check_room(stage)
             log.info("%s …", name)
-            clean_stage(target)
+            clean_stage(target, key=key)
+            paths = paths_of(inputs)
+            resume = resume_folder(target, key)
+            if stage.resumable:
+                paths["resume"] = str(resume)
             for stale in (SUMMARY_NAME, REPORT_NAME):
                 (self.folder / stale).unlink(missing_ok=True)
             with staging_folder(target) as staging:
-                outcome = run_in_child(stage, inputs=paths_of(inputs), settings=given, folder=staging)
+                outcome = run_in_child(stage, inputs=paths, settings=given, folder=staging)
                 manifest = Manifest(
                     stage=name,
                     key=key,
@@ -86,6 +92,7 @@ class OpenRun:
                     peak_rss_bytes=outcome.peak_rss_bytes,
                 )
                 publish(staging, target, manifest)
+            shutil.rmtree(resume, ignore_errors=True)
             done = Done(folder=target, manifest=manifest, cached=False)
         log.info("%s: %s", name, _cost(done))
         self.done[name] = done

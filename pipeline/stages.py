@@ -33,19 +33,20 @@ class Stage:
     disk_bytes_per_parameter: float  # written, for each parameter of the teacher
     memory_bytes_per_parameter: float  # held at the peak, for each parameter of the teacher
     environment: Mapping[str, str] = field(default_factory=dict)  # variables of its process
+    resumable: bool = False  # its inputs have `resume`, a folder that outlives a killed stage
 
 
 # Bytes per parameter: weights are written in 4 bytes at most (float32), a student never has more parameters
-# than its teacher. prepare writes teacher and student; distill writes two students and, while training, holds
-# weights, gradient and two Adam moments in float32 beside the teacher, and as much again in activations and
-# rollouts (the quickstart peaked at 4.8 GiB, 38.5 bytes each); export writes f16, q8_0, q4_k_m and int4 with
-# unquantized embeddings and converts through a float32 copy.
+# than its teacher. prepare writes teacher and student; distill writes two students and a snapshot of 12 bytes beside
+# the one before it, and holds weights, gradient and two Adam moments in float32 beside the teacher, and as much again
+# in activations and rollouts (the quickstart peaked at 4.8 GiB, 38.5 bytes each); export writes f16, q8_0, q4_k_m and
+# int4 with unquantized embeddings and converts through a float32 copy.
 _TABLE = (
     Stage(
         name="prepare",
         module="ammd.distill.prepare",
         inputs="PrepareInputs",
-        code_version=3,
+        code_version=4,
         libraries=("torch", "transformers"),
         error="DistillError",
         disk_bytes_per_parameter=8,
@@ -59,7 +60,8 @@ _TABLE = (
         code_version=4,
         libraries=("torch", "transformers", "accelerate"),
         error="DistillError",
-        disk_bytes_per_parameter=8,
+        disk_bytes_per_parameter=32,
+        resumable=True,
         memory_bytes_per_parameter=40,
         environment=KEEP_FREED_MEMORY,
     ),

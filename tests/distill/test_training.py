@@ -177,6 +177,12 @@ def test_prepare_writes_texts_and_a_cut_student(tiny_checkpoint: Path, tmp_path:
         assert hash_file(other / name) == hash_file(folder / name)
 
 
+def test_prepare_refuses_to_judge_by_what_it_trains_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "train.jsonl")
+    with pytest.raises(DataError, match=r"are the same file `.*link\.jsonl`"):
+        prepared(tiny_checkpoint, tmp_path, heldout=str(tmp_path / "link.jsonl"))
+
+
 def test_the_teacher_can_write_over_given_responses(tiny_checkpoint: Path, tmp_path: Path) -> None:
     examples = read_examples(prepared(tiny_checkpoint, tmp_path, responses="teacher") / "train.jsonl")
     assert examples[-1].prompt == "then"

@@ -37,6 +37,9 @@ def test_killed_run_leaves_no_half_stage_and_the_next_one_continues(
     folder = run_folder(tmp_path)
     assert not (folder / "distill").exists()
     assert list(folder.glob(".partial-distill-*"))  # what the next run has to clear away
+    (kept,) = folder.glob(".resume-distill-*")  # what the next run goes on from
+    foreign = kept.with_name(".resume-distill-0123456789abcdef")  # of other settings, code or inputs
+    foreign.mkdir()
 
     monkeypatch.delenv("STAND_IN_FAULT")
     stand_in.ran()
@@ -45,6 +48,8 @@ def test_killed_run_leaves_no_half_stage_and_the_next_one_continues(
     assert stand_in.ran() == ["distill", "export", "verify", "evaluate", "bench"]
     assert [row["cached"] for row in json.loads(out)["stages"]] == [True] + [False] * 5
     assert not list(folder.glob(".partial-*"))
+    assert not list(folder.glob(".resume-*"))
+    assert (tmp_path / "resumed.txt").read_text(encoding="utf-8").split() == ["False", "True"]
 
 
 def test_interrupt_ends_the_children_leaves_nothing_and_exits_130(
