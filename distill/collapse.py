@@ -7,7 +7,7 @@ recover, not to judge one. Means over a few steps are compared with the phase's 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from ammd.errors import CollapseError
@@ -62,16 +62,14 @@ class CollapseWatch:
             return
         for side in ("off", "on"):
             self._check_entropy(entry, side)
-            saturation = _mean(
-                self._recent, lambda line, side=side: getattr(line, f"critic_saturation_{side}")
-            )
+            saturation = _mean(self._recent, f"critic_saturation_{side}")
             if saturation is not None and saturation > _SATURATION:
                 raise _collapse(
                     entry,
                     f"the critic of the {side}-policy side is at its bound on {saturation:.0%} of the policies",
                     hint="lower `critic.lr` or `critic.max_change`, or raise `critic_penalty`",
                 )
-        repetition = _mean(self._recent, lambda line: line.repetition_on)
+        repetition = _mean(self._recent, "repetition_on")
         if repetition is not None and repetition > _REPETITION:
             raise _collapse(
                 entry,
@@ -80,8 +78,8 @@ class CollapseWatch:
             )
 
     def _check_entropy(self, entry: StepLog, side: str) -> None:
-        now = _mean(self._recent, lambda line: getattr(line, f"entropy_{side}"))
-        first = _mean(self._first, lambda line: getattr(line, f"entropy_{side}"))
+        now = _mean(self._recent, f"entropy_{side}")
+        first = _mean(self._first, f"entropy_{side}")
         if now is not None and first and now < _ENTROPY_SHARE * first:
             raise _collapse(
                 entry,
@@ -94,8 +92,7 @@ def _collapse(entry: StepLog, what: str, *, hint: str) -> CollapseError:
     return CollapseError(f"{what}, at step {entry.step} of phase `{entry.phase}`", hint=hint, step=entry.step)
 
 
-def _mean(
-    lines: Sequence[StepLog] | deque[StepLog], value: Callable[[StepLog], float | None]
-) -> float | None:
-    values = [found for line in lines if (found := value(line)) is not None]
+def _mean(lines: Iterable[StepLog], field: str) -> float | None:
+    """Return the mean of a field over the lines that have it."""
+    values = [float(found) for line in lines if (found := getattr(line, field)) is not None]
     return sum(values) / len(values) if values else None

@@ -13,6 +13,7 @@ holds is known at every step. Policies are fixed meanwhile. Legend: N states, V 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -105,29 +106,23 @@ class CriticHead(nn.Module):
         width = widths[wanted.inputs]
         is_difference = wanted.start == "difference"
         self.matrix: torch.Tensor = views.teacher_head.detach()
-        self.into = nn.Linear(width, teacher_width)
-        nn.init.zeros_(self.into.weight)
-        nn.init.zeros_(self.into.bias)
+        self.into: nn.Module = nn.Identity()
         self.hidden: nn.Sequential | None = None
-        match wanted:
-            case settings.LinearCritic():
-                start = torch.zeros(len(self.matrix), width)
-                if is_difference:
-                    start = torch.cat([-views.student_head, views.teacher_head], dim=1).float().mul_(0.5)
-                self.matrix = nn.Parameter(start)
-                self.into = nn.Identity()
-                return
-            case settings.LowRankCritic(rank=int(rank)):
-                self.into = nn.Linear(width, rank)
-                self.matrix = nn.Parameter(torch.zeros(len(self.matrix), rank))
-                return
-            case settings.MlpCritic():
-                out = nn.Linear(wanted.hidden, teacher_width)
-                nn.init.zeros_(out.weight)
-                nn.init.zeros_(out.bias)
-                self.hidden = nn.Sequential(nn.Linear(width, wanted.hidden), nn.GELU(), out)
-            case _:
-                pass
+        if isinstance(wanted, settings.LinearCritic):
+            start = torch.zeros(len(self.matrix), width)
+            if is_difference:
+                start = torch.cat([-views.student_head, views.teacher_head], dim=1).float().mul_(0.5)
+            self.matrix = nn.Parameter(start)
+            return
+        if isinstance(wanted, settings.LowRankCritic) and wanted.rank is not None:
+            self.into = nn.Linear(width, wanted.rank)
+            self.matrix = nn.Parameter(torch.zeros(len(self.matrix), wanted.rank))
+            return
+        into = _zeros(width, teacher_width)
+        self.into = into
+        if isinstance(wanted, settings.MlpCritic):
+            layers = nn.Linear(width, wanted.hidden), nn.GELU(), _zeros(wanted.hidden, teacher_width)
+            self.hidden = nn.Sequential(*layers)
         if is_difference:
             if student_width != teacher_width:
                 raise DistillError(
@@ -136,7 +131,7 @@ class CriticHead(nn.Module):
                     hint='set `critic.start = "log_ratio"`, or `critic.kind = "linear"`',
                 )
             eye = 0.5 * torch.eye(teacher_width)
-            self.into.weight.data = torch.cat([-eye, eye], dim=1)
+            into.weight.data = torch.cat([-eye, eye], dim=1)
 
     def potential(self, views: Views) -> Potential:
         """Return the critic's potential at these states, with gradient where it is enabled."""
@@ -156,6 +151,13 @@ class CriticHead(nn.Module):
             adds_log_ratio=self._wanted.start == "log_ratio",
             adds_partition=self._wanted.start == "difference",
         )
+
+
+def _zeros(width_in: int, width_out: int) -> nn.Linear:
+    layer = nn.Linear(width_in, width_out)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class Adversary:
@@ -314,4 +316,4 @@ def _relative_change(old: list[_Block], new: Potential, views: Views, weights: W
     for before, after in zip(old, _blocks(new, views, weights), strict=True):
         change = after.values.sub_(before.values).mul_(weights.critic_penalty).square_()
         square += float(change.mul_(before.total).sum()) / 2
-    return (square / len(views)) ** 0.5
+    return math.sqrt(square / len(views))

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from .toml_text import find_line
 
 _LONGEST_VALUE = 160  # characters of a value that are shown
+_TAG_FAULTS = frozenset({"union_tag_invalid", "union_tag_not_found"})  # of a section's `kind`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +35,13 @@ def faults_of(error: ValidationError, model: type[BaseModel]) -> list[Fault]:
     """Return what pydantic found wrong with a document that should be a `model`."""
     faults = []
     for detail in error.errors(include_url=False, include_context=False):
-        path, tables = _follow(model, detail["loc"])
-        if detail["type"] == "extra_forbidden":
+        path, tables, members = _follow(model, detail["loc"])
+        if detail["type"] in _TAG_FAULTS:
+            kinds = ", ".join(f"`{tag}`" for member in members for tag in _literals(member))
+            value = detail["input"].get("kind") if isinstance(detail["input"], dict) else detail["input"]
+            text = f"is missing, one of {kinds}" if value is None else f"should be one of {kinds}"
+            faults.append(Fault(path=(*path, "kind"), value=value, text=text))
+        elif detail["type"] == "extra_forbidden":
             text = "unknown key" + _nearest(path, tables, model)
             faults.append(Fault(path=path, value=detail["input"], text=text))
         elif detail["type"] == "missing":
@@ -78,8 +84,10 @@ def _describe(fault: Fault) -> str:
     return f"{name} = `{value}`: {fault.text}{place}"
 
 
-def _follow(model: type[BaseModel], location: Sequence[int | str]) -> tuple[tuple[str, ...], list[Any]]:
-    """Return the dotted path of a pydantic location and the models of the table it ends in."""
+def _follow(
+    model: type[BaseModel], location: Sequence[int | str]
+) -> tuple[tuple[str, ...], list[Any], list[type[BaseModel]]]:
+    """Return a pydantic location's dotted path, the models of the table it ends in, and those of its value."""
     path: list[str] = []
     here: Any = model
     tables: list[type[BaseModel]] = [model]
@@ -96,7 +104,7 @@ def _follow(model: type[BaseModel], location: Sequence[int | str]) -> tuple[tupl
             continue
         path.append(step)
         here = field.annotation if field is not None else None
-    return tuple(path), tables
+    return tuple(path), tables, list(_models(here))
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -110,9 +118,13 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 def _tags(model: type[BaseModel]) -> Iterator[str]:
     """Yield the names by which pydantic tells a member of a union: its class and its literal fields."""
     yield model.__name__
-    for field in model.model_fields.values():
-        if get_origin(field.annotation) is Literal:
-            yield from (tag for tag in get_args(field.annotation) if isinstance(tag, str))
+    yield from _literals(model)
+
+
+def _literals(model: type[BaseModel]) -> Iterator[str]:
+    """Yield the values of the field that tells members of a union apart."""
+    if (field := model.model_fields.get("kind")) and get_origin(field.annotation) is Literal:
+        yield from (tag for tag in get_args(field.annotation) if isinstance(tag, str))
 
 
 def _nearest(path: tuple[str, ...], tables: Sequence[type[BaseModel]], root: type[BaseModel]) -> str:

@@ -54,8 +54,7 @@ def test_key_of_another_section_is_answered_with_where_it_belongs(recipe_path):
 
 def test_unknown_student_kind_names_the_known_ones(recipe_path):
     message = faults_of(recipe_path, "prepare.student.kind=width")
-    assert "`prepare.student`" in message
-    assert "'depth', 'model'" in message
+    assert '`prepare.student.kind` = `"width"`: should be one of `depth`, `model`' in message
 
 
 def test_missing_data_file_is_a_fault(recipe_path):
@@ -175,6 +174,22 @@ def test_every_recipe_key_has_a_docstring():
         key for section in sections if hasattr(section, "model_fields") for key in undocumented(section)
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("kind=mlpx", '`distill.objective.critic.kind` = `"mlpx"`: should be one of `closed`, `linear`,'),
+        (
+            "ascents=3",
+            "`distill.objective.critic.kind` is missing, one of `closed`, `linear`, `lowrank`, `mlp`",
+        ),
+    ],
+)
+def test_a_section_in_a_section_of_some_kind_says_which_kinds_there_are(override: str, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(overrides=[f"distill.objective.critic.{override}"])
+    assert said in str(caught.value)
 
 
 def test_a_key_of_another_kind_is_not_advised_against_itself() -> None:
