@@ -203,6 +203,14 @@ def load_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def link_or_copy(source: str, target: str) -> None:
+    """Give a finished file a second name; where it cannot be linked, a copy (another disk, no links there)."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def check_files(folder: Path, records: tuple[FileRecord, ...]) -> None:
     """Check that each recorded file lies in `folder` with its size and hash.
 

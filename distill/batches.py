@@ -23,9 +23,7 @@ class Batch:
     attention_mask: torch.Tensor  # int64 [B, T]  1 on prompt and response
     response_mask: torch.Tensor  # bool [B, T]  True on response tokens, end token included
     shared_tokens: int = 0  # all rows begin with the same so many tokens, none of which predicts a response
-    drawn_logprobs: torch.Tensor | None = (
-        None  # float32 [N]  of `targets` under what drew them, where it matters
-    )
+    drawn_logprobs: torch.Tensor | None = None  # float32 [N]  of `targets` under what drew them, if known
 
     @property
     def state_mask(self) -> torch.Tensor:

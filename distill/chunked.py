@@ -54,15 +54,12 @@ class Sums:
         """Add the states of a block."""
         self.future_gap += credit.future / self.tokens
         self.answered_gap += credit.answered / self.tokens
-        for name, values in (
-            ("kl_nats", terms.kl),
-            ("gap", terms.gap),
-            ("game_value", terms.game_value),
-            ("best_value", terms.best_value),
-            ("total_variation", terms.total_variation),
-            ("entropy_nats", terms.entropy),
-        ):
-            setattr(self, name, getattr(self, name) + float(values.sum()) / self.tokens)
+        self.kl_nats += float(terms.kl.sum()) / self.tokens
+        self.gap += float(terms.gap.sum()) / self.tokens
+        self.game_value += float(terms.game_value.sum()) / self.tokens
+        self.best_value += float(terms.best_value.sum()) / self.tokens
+        self.total_variation += float(terms.total_variation.sum()) / self.tokens
+        self.entropy_nats += float(terms.entropy.sum()) / self.tokens
 
     @property
     def critic_share(self) -> float:

@@ -242,11 +242,11 @@ class Adversary:
     def _measure(self, blocks: list[_Block], weights: Weights) -> None:
         square = saturated = mass = 0.0
         for block in blocks:
-            relative = block.values.mul(weights.critic_penalty).abs_()
+            relative = block.values.div(weights.critic_limit).abs_()
             square += float((relative.square() * block.total).sum())
             saturated += float(block.total[relative > _SATURATED].sum())
             mass += float(block.total.sum())
-        self.rms, self.saturation = (square / mass) ** 0.5, saturated / mass
+        self.rms, self.saturation = math.sqrt(square / mass), saturated / mass
 
 
 @torch.no_grad()
@@ -311,9 +311,9 @@ def _blocks(potential: Potential, views: Views, weights: Weights) -> Iterator[_B
 
 
 def _relative_change(old: list[_Block], new: Potential, views: Views, weights: Weights) -> float:
-    """Return the root mean square change under m, as a share of 1 / penalty."""
+    """Return the root mean square change under m, as a share of the critic's bound."""
     square = 0.0
     for before, after in zip(old, _blocks(new, views, weights), strict=True):
-        change = after.values.sub_(before.values).mul_(weights.critic_penalty).square_()
+        change = after.values.sub_(before.values).div_(weights.critic_limit).square_()
         square += float(change.mul_(before.total).sum()) / 2
     return math.sqrt(square / len(views))

@@ -38,6 +38,12 @@ class Weights:
     cross_entropy: float = 0.0  # of the token that was taken
     divergence: Divergence | None = None  # counts once, where there is one
 
+    @property
+    def critic_limit(self) -> float:
+        """Greatest |f| that a critic reaches."""
+        limit = 1 / self.critic_penalty
+        return limit if self.critic_bound is None else min(limit, self.critic_bound)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateTerms:
@@ -47,9 +53,7 @@ class StateTerms:
     gap: torch.Tensor  # float32 [C]  the moment gap under the critic
     game_value: torch.Tensor  # float32 [C]  what the critic ascends: gap less penalty
     best_value: torch.Tensor  # float32 [C]  the same under the closed form, which no critic exceeds
-    taken_gap: (
-        torch.Tensor | None
-    )  # float32 [C]  E_P f - f(taken): one action in E_Q's place; only if not exact
+    taken_gap: torch.Tensor | None  # float32 [C]  E_P f - f(taken), one action in E_Q's place; if not exact
     total_variation: torch.Tensor  # float32 [C]  half the L1 distance of the policies
     entropy: torch.Tensor  # float32 [C]  of the student, nats
     loss: torch.Tensor  # float32 [C]  the weighted sum

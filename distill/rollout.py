@@ -6,7 +6,7 @@ text on one machine and thread count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,11 +48,9 @@ def sample_responses(
         on_states: Called once for each prompt, in no order, with its index and the final hidden states
             [response tokens, H] from which its response was drawn.
     """
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
     responses: list[list[int]] = [[] for _ in prompts]
-    tokens = 0
-    for start in range(0, len(order), sampling.batch_size):
-        rows = order[start : start + sampling.batch_size]
+    tokens = done = 0
+    for rows in _batches(prompts, sampling.batch_size):
         drawn, states = decode_batch(
             model,
             [prompts[row] for row in rows],
@@ -66,7 +64,8 @@ def sample_responses(
             tokens += len(response)
             if on_states and states is not None:
                 on_states(row, states[place, : len(response)])
-        on_tokens(start + len(rows), tokens)
+        done += len(rows)
+        on_tokens(done, tokens)
     return responses
 
 
@@ -83,10 +82,8 @@ def sample_mixed(
 
     With each response come its tokens' log-probabilities under the mixture, float32 [response tokens].
     """
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
     found: list[tuple[list[int], torch.Tensor]] = [([], torch.empty(0))] * len(prompts)
-    for start in range(0, len(order), sampling.batch_size):
-        rows = order[start : start + sampling.batch_size]
+    for rows in _batches(prompts, sampling.batch_size):
         logprobs: list[list[float]] = [[] for _ in rows]
 
         def choose(
@@ -108,3 +105,10 @@ def sample_mixed(
         for row, response, values in zip(rows, responses, logprobs, strict=True):
             found[row] = response, torch.tensor(values[: len(response)])
     return found
+
+
+def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Yield the indices of batches of like length, the longest first."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

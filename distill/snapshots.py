@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -19,7 +18,15 @@ from typing import Any
 
 import torch
 
-from ammd.artifact import Manifest, list_files, load_manifest, publish, remove_partial, staging_folder
+from ammd.artifact import (
+    Manifest,
+    link_or_copy,
+    list_files,
+    load_manifest,
+    publish,
+    remove_partial,
+    staging_folder,
+)
 from ammd.errors import ArtifactError
 
 log = logging.getLogger("ammd.distill")
@@ -67,7 +74,7 @@ class Snapshots:
 
         Args:
             state: What cannot be made again.
-            keep: Files or folders that the stage has written so far, by the names `restore_files` gives them.
+            keep: Files or folders that the stage has written so far, by the names that `restore_file` knows.
 
         Raises:
             ArtifactError: The disk is full.
@@ -114,16 +121,9 @@ class Snapshots:
 def _copy(source: Path, target: Path) -> None:
     """Copy a file, which may still grow; link the files of a folder, which is finished."""
     if source.is_dir():
-        shutil.copytree(source, target, copy_function=_link, dirs_exist_ok=True)
+        shutil.copytree(source, target, copy_function=link_or_copy, dirs_exist_ok=True)
     else:
         shutil.copyfile(source, target)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)  # another disk, or a file system without links
 
 
 def optimizer_state(optimizer: Any) -> State:

@@ -40,9 +40,7 @@ class StepLog:
     critic_share_on: float | None = None
     critic_rms_off: float | None = None  # root mean square of a learned critic, as a share of its bound
     critic_rms_on: float | None = None
-    critic_saturation_off: float | None = (
-        None  # share of both policies' mass where it is at 99 % of its bound
-    )
+    critic_saturation_off: float | None = None  # share of both policies' mass at 99 % of its bound
     critic_saturation_on: float | None = None
     response_tokens_on: float | None = None  # mean length
     repetition_on: float | None = None  # share of 4-token sequences that stood in the same text before

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from ammd.artifact import (
     Manifest,
     hash_records,
     hash_text,
+    link_or_copy,
     load_manifest,
     remove_partial,
     staging_folder,
@@ -221,10 +221,7 @@ def _link(source: str, target: str) -> None:
     if Path(source).name == MANIFEST_NAME:
         shutil.copyfile(source, target)  # small, and a rewrite in one run must not reach the other
         return
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)  # another disk, or a file system without links
+    link_or_copy(source, target)
 
 
 def _version(distribution: str) -> str | None:

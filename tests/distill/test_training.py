@@ -239,6 +239,27 @@ def test_distill_writes_both_checkpoints_and_is_reproducible(tiny_checkpoint: Pa
     assert load_model(tmp_path / "one/student", dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
+def second_phase(
+    tiny_checkpoint: Path, tmp_path: Path, objective: dict[str, object]
+) -> list[dict[str, float]]:
+    """Train a student far from its teacher and return the second phase's curves."""
+    start = tmp_path / "start"
+    save_checkpoint(other_student(tiny_checkpoint).model, load_tokenizer(tiny_checkpoint), start)
+    source = prepared(tiny_checkpoint, tmp_path, student=ModelStudent(source=str(start)))
+    settings = DistillSettings.model_validate(
+        {
+            "batch_size": 4,
+            "precision": "float32",
+            "warm": {"steps": 1, "lr": 1e-6},
+            "objective": {"lr": 1e-3, **objective},
+        }
+    )
+    (tmp_path / "out").mkdir()
+    facts = stage.run(stage.DistillInputs(prepared=source), settings, tmp_path / "out")
+    assert facts["objective"] == objective["kind"]
+    return [json.loads(line) for line in (tmp_path / "out/curves.jsonl").read_text().splitlines()[1:]]
+
+
 @pytest.mark.parametrize(
     "objective",
     [
@@ -257,21 +278,7 @@ def test_distill_writes_both_checkpoints_and_is_reproducible(tiny_checkpoint: Pa
 def test_every_rival_runs_on_the_same_loop(
     tiny_checkpoint: Path, tmp_path: Path, objective: dict[str, object]
 ) -> None:
-    start = tmp_path / "start"
-    save_checkpoint(other_student(tiny_checkpoint).model, load_tokenizer(tiny_checkpoint), start)
-    source = prepared(tiny_checkpoint, tmp_path, student=ModelStudent(source=str(start)))
-    settings = DistillSettings.model_validate(
-        {
-            "batch_size": 4,
-            "precision": "float32",
-            "warm": {"steps": 1, "lr": 1e-6},
-            "objective": {"steps": 12, "lr": 1e-3, **objective},
-        }
-    )
-    (tmp_path / "out").mkdir()
-    facts = stage.run(stage.DistillInputs(prepared=source), settings, tmp_path / "out")
-    assert facts["objective"] == objective["kind"]
-    rows = [json.loads(line) for line in (tmp_path / "out/curves.jsonl").read_text().splitlines()[1:]]
+    rows = second_phase(tiny_checkpoint, tmp_path, {"steps": 12, **objective})
     assert {row["phase"] for row in rows} == {objective["kind"]}
     on_policy = objective["kind"] not in {"sft", "skew_kl"}
     assert all(("d_on" in row) == on_policy for row in rows)
@@ -292,17 +299,8 @@ def test_every_rival_runs_on_the_same_loop(
 def test_the_game_is_played_with_learned_critics(
     tiny_checkpoint: Path, tmp_path: Path, critic: dict[str, object]
 ) -> None:
-    start = tmp_path / "start"
-    save_checkpoint(other_student(tiny_checkpoint).model, load_tokenizer(tiny_checkpoint), start)
-    source = prepared(tiny_checkpoint, tmp_path, student=ModelStudent(source=str(start)))
-    objective = {"kind": "ammd", "steps": 20, "lr": 1e-3, "critic": {"min_share": 0.3, **critic}}
-    warm = {"steps": 1, "lr": 1e-6}
-    settings = DistillSettings.model_validate(
-        {"batch_size": 4, "precision": "float32", "warm": warm, "objective": objective}
-    )
-    (tmp_path / "out").mkdir()
-    stage.run(stage.DistillInputs(prepared=source), settings, tmp_path / "out")
-    rows = [json.loads(line) for line in (tmp_path / "out/curves.jsonl").read_text().splitlines()[1:]]
+    objective = {"kind": "ammd", "steps": 20, "critic": {"min_share": 0.3, **critic}}
+    rows = second_phase(tiny_checkpoint, tmp_path, objective)
     least = critic.get("min_share", 0.3)
     assert all(row["stood_still"] == (min(shares(row)) < least) for row in rows)
     assert max(max(shares(row)) for row in rows) <= 1 + 1e-5  # no critic is better than the closed form
