@@ -36,7 +36,7 @@ OBJECTIVES = {
         "share_step": 1,
         "replay_texts": 6,
     },
-    "minillm": {"kind": "minillm", "rollout_reuse_steps": 3},
+    "minillm": {"kind": "minillm", "rollout_reuse_steps": 2},  # a batch waits when the snapshot is taken
 }
 
 
