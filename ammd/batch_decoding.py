@@ -8,7 +8,7 @@ paying for the short ones. Logits exist for the last position only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 # Rows are dropped in one go when this share of the batch has ended: compacting copies the cache.
 _COMPACT_SHARE = 0.25
-# Rows whose probabilities exist at once: those of a whole batch are tens of megabytes, which no cache holds.
-_DRAW_ROWS = 16
+# Float32 bytes of the probabilities that exist at once: those of a whole batch are tens of megabytes, which no cache
+# holds.
+_DRAW_BYTES = 3 << 20
 
 Choose = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Takes the logits [B, V] of the rows still there, in the model's dtype, and the place of each row's prompt,
@@ -115,8 +116,7 @@ def draw(logits: torch.Tensor, *, temperature: float, generator: torch.Generator
     # Inverse of the cumulative distribution: one uniform number a row instead of one a token.
     threshold = torch.rand(len(logits), 1, generator=generator)
     drawn = torch.empty(len(logits), dtype=torch.long)
-    for start in range(0, len(logits), _DRAW_ROWS):
-        rows = slice(start, start + _DRAW_ROWS)
+    for rows in _draw_rows(*logits.shape):
         cumulative = torch.softmax(logits[rows].float() / temperature, dim=-1).cumsum_(-1)
         reached = threshold[rows] * cumulative[:, -1:]
         drawn[rows] = torch.searchsorted(cumulative, reached, right=True).squeeze(1)
@@ -139,10 +139,16 @@ def draw_mixed(
     log_share = math.log(guide_share) if guide_share else -math.inf
     rows = logits.shape[1]
     drawn, logprobs = torch.empty(rows, dtype=torch.long), torch.empty(rows)
-    for start in range(0, rows, _DRAW_ROWS):
-        part = slice(start, start + _DRAW_ROWS)
+    for part in _draw_rows(*logits.shape[1:]):
         model, guide = (one[part].float().log_softmax(-1) for one in logits)
         mixture = torch.logaddexp(model + math.log1p(-guide_share), guide + log_share)
         drawn[part] = draw(mixture, temperature=1.0, generator=generator)
         logprobs[part] = mixture.gather(1, drawn[part][:, None]).squeeze(1)
     return drawn, logprobs
+
+
+def _draw_rows(rows: int, vocabulary: int) -> Iterator[slice]:
+    """Yield the rows whose probabilities exist at once."""
+    size = max(1, _DRAW_BYTES // (4 * vocabulary))
+    for start in range(0, rows, size):
+        yield slice(start, start + size)

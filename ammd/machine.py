@@ -105,6 +105,18 @@ def available_memory_bytes() -> int:
     return free if limit == "max" else max(0, min(free, int(limit) - used))
 
 
+def total_memory_bytes() -> int:
+    """Return how much memory this machine has, or the cgroup allows where that is less."""
+    import psutil
+
+    whole = int(psutil.virtual_memory().total)
+    try:
+        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return whole
+    return whole if limit == "max" else min(whole, int(limit))
+
+
 def peak_rss_bytes() -> int:
     """Return this process's peak resident memory so far, file-mapped pages included."""
     import resource

@@ -41,11 +41,16 @@ ROWS = 8  # on-policy, a step
 RESPONSE_TOKENS = 64
 LAYERS = 20
 PROMPTS = 256
+_GKD = {"kind": "gjsd", "student_share": 1.0, "rollout_reuse_steps": 1}
+_AMMD = {"kind": "ammd", "discount": 0.5, "rollout_reuse_steps": 1}
 OURS: Mapping[str, dict[str, Any]] = {
-    "gkd": {"kind": "gjsd", "student_share": 1.0, "rollout_reuse_steps": 1},
-    "ammd": {"kind": "ammd", "discount": 0.5, "rollout_reuse_steps": 1},
-    "ammd, learned critics": {"kind": "ammd", "rollout_reuse_steps": 1, "critic": {"kind": "lowrank"}},
-    "ammd, texts reused for 8 steps": {"kind": "ammd", "discount": 0.5, "rollout_reuse_steps": 8},
+    "gkd": {"objective": _GKD},
+    "gkd, in pieces of 2 rows": {"objective": _GKD, "micro_batch_size": 2},
+    "ammd": {"objective": _AMMD},
+    "ammd, in pieces of 2 rows": {"objective": _AMMD, "micro_batch_size": 2},
+    "ammd, adapters": {"objective": _AMMD, "micro_batch_size": 2, "lora": {}},
+    "ammd, learned critics": {"objective": {**_AMMD, "discount": 0.0, "critic": {"kind": "lowrank"}}},
+    "ammd, texts reused for 8 steps": {"objective": {**_AMMD, "rollout_reuse_steps": 8}},
 }
 TRL: Mapping[str, dict[str, Any]] = {"gkd": {}}
 
@@ -156,13 +161,15 @@ def train_ours(work: Path, name: str, steps: int) -> dict[str, float]:
     from ammd.distill.settings import DistillSettings
     from ammd.distill.training import Training
 
-    reuse = OURS[name]["rollout_reuse_steps"]
+    objective = OURS[name]["objective"]
+    reuse = objective["rollout_reuse_steps"]
     measured = -(-steps // reuse) * reuse
-    share = OURS[name].get("student_share", 0.5)
+    share = objective.get("student_share", 0.5)
     settings = DistillSettings.model_validate(
         {
+            **OURS[name],
             "batch_size": round(ROWS / share),
-            "objective": {**OURS[name], "steps": reuse + measured, "lr": 1e-5},
+            "objective": {**objective, "steps": reuse + measured, "lr": 1e-5},
         }
     )
     curves = work / "curves.jsonl"

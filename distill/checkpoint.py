@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ammd.errors import DistillError
 
 from .gguf_tokenizer import build_tokenizer, check_token_ids
+from .lora import merged_layers
 
 if TYPE_CHECKING:
     import torch
@@ -41,14 +42,18 @@ def load_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def copy_in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Return a copy with parameters in `dtype`, without gradients. Buffers stay as they are.
+    """Return a copy with parameters in `dtype`, without gradients, adapters merged. Buffers stay as they are.
 
     `model.to(dtype)` would also round the rotary frequencies: at bfloat16 the angle of position 100 is then off
     by up to 0.3 radians. Nothing is held twice in the wider dtype on the way.
     """
     from torch.nn import Parameter
 
-    cast = {id(p): Parameter(p.detach().to(dtype), requires_grad=False) for p in model.parameters()}
+    cast: dict[int, Any] = {
+        id(p): Parameter(p.detach().to(dtype), requires_grad=False) for p in model.parameters()
+    }
+    # Summed in the wider dtype, rounded once.
+    cast |= {key: layer.to(dtype) for key, layer in merged_layers(model).items()}
     return copy.deepcopy(model, cast)
 
 

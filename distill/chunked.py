@@ -76,8 +76,11 @@ def matching_loss(
     score: Estimator,
     chunk_tokens: int,
     critic: Potential | None = None,
+    sums: Sums | None = None,
 ) -> tuple[torch.Tensor, Sums]:
     """Return the weighted loss as a scalar that can be differentiated, and the measured means.
+
+    A batch may also come in pieces: the losses of all calls then add up to the batch's own.
 
     Args:
         hiddens: The student's, after its final norm, in the dtype of its matrix products. [N, H].
@@ -87,8 +90,9 @@ def matching_loss(
         score: Estimates what the gradient has beyond the exact terms.
         chunk_tokens: Rows whose logits exist at once.
         critic: A learned one; None takes the closed form.
+        sums: Of a batch of which these are only some states; `sums.tokens` is the number of all. Is added to.
     """
-    sums = Sums(tokens=len(hiddens))
+    sums = Sums(tokens=len(hiddens)) if sums is None else sums
     loss: torch.Tensor = _MatchingLoss.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
         hiddens, head, states, weights, score, chunk_tokens, critic, sums
     )
@@ -113,7 +117,7 @@ class _MatchingLoss(torch.autograd.Function):
         count = len(hiddens)
         student_head = head.to(hiddens.dtype)
         grad_hiddens = torch.empty_like(hiddens)
-        grad_head = torch.zeros_like(head, dtype=torch.float32)
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if context.needs_input_grad[1] else None
         block_rows = max(1, _BLOCK_BYTES // (4 * len(head)))
         carry: Carry = (0.0, 0)
         loss = 0.0
@@ -160,17 +164,20 @@ class _MatchingLoss(torch.autograd.Function):
                 sums.add(terms, credit)
                 student_logits[local] = terms.grad_logits  # these logits are not needed again
             grad_hiddens[chunk] = student_logits @ student_head
-            grad_head += student_logits.T @ hiddens[chunk]
-        context.save_for_backward(grad_hiddens.div_(count), grad_head.div_(count))
+            if grad_head is not None:
+                grad_head += student_logits.T @ hiddens[chunk]
+        context.gradients = grad_hiddens.div_(sums.tokens), grad_head
+        if grad_head is not None:
+            grad_head.div_(sums.tokens)
         context.head_dtype = head.dtype
-        return torch.tensor(loss / count)
+        return torch.tensor(loss / sums.tokens)
 
     @staticmethod
     def backward(context: Any, *grads: torch.Tensor) -> Any:
-        grad_hiddens, grad_head = context.saved_tensors
+        # Scaled in place and let go: the head's is as large as the head, and a backward pass happens once.
+        (grad_hiddens, grad_head), context.gradients = context.gradients, None
         scale = grads[0]
-        return (
-            grad_hiddens * scale.to(grad_hiddens.dtype),
-            (grad_head * scale).to(context.head_dtype),
-            *[None] * 6,
-        )
+        grad_hiddens.mul_(scale)
+        if grad_head is not None:
+            grad_head = grad_head.mul_(scale).to(context.head_dtype)
+        return (grad_hiddens, grad_head, *[None] * 6)

@@ -30,7 +30,7 @@ _PROBE_TOKENS = 64  # states on which the change of a critic by one ascent step 
 _SCALINGS = 8  # of a step that changes too much: one is enough where the critic is not bent by its bound
 _CHANGE_SLACK = 1.05
 _SATURATED = 0.99  # of the bound
-_BLOCK_ROWS = 16  # several float32 [16, V] tensors fit in the last-level cache
+_BLOCK_BYTES = 3 << 20  # of one float32 tensor of a block of rows: several fit in the last-level cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,7 +261,9 @@ def ascent_gradients(
     penalty = weights.critic_penalty
     grad_projected = torch.empty_like(potential.projected)
     grad_matrix = torch.zeros_like(potential.matrix, dtype=torch.float32)
-    for rows, block in zip(_row_blocks(len(views)), _blocks(potential, views, weights), strict=True):
+    for rows, block in zip(
+        _row_blocks(len(views), len(potential.matrix)), _blocks(potential, views, weights), strict=True
+    ):
         values, difference, total = block.values, block.teacher_probs - block.student_probs, block.total
         slope = difference.sub_(total.mul(values).mul_(penalty))
         slope.mul_(values.mul(penalty).square_().neg_().add_(1).div_(penalty))
@@ -286,9 +288,10 @@ class _Block:
         return self.teacher_probs + self.student_probs
 
 
-def _row_blocks(count: int) -> Iterator[slice]:
-    for start in range(0, count, _BLOCK_ROWS):
-        yield slice(start, min(start + _BLOCK_ROWS, count))
+def _row_blocks(count: int, vocabulary: int) -> Iterator[slice]:
+    rows = max(1, _BLOCK_BYTES // (4 * vocabulary))
+    for start in range(0, count, rows):
+        yield slice(start, min(start + rows, count))
 
 
 @torch.no_grad()
@@ -296,7 +299,7 @@ def _blocks(potential: Potential, views: Views, weights: Weights) -> Iterator[_B
     student = views.student_hiddens @ views.student_head.to(views.student_hiddens.dtype).T
     teacher = views.teacher_hiddens @ views.teacher_head.T
     products = potential.projected @ potential.matrix.T
-    for rows in _row_blocks(len(views)):
+    for rows in _row_blocks(len(views), len(potential.matrix)):
         student_logprobs = student[rows].float().log_softmax(-1)
         teacher_logprobs = teacher[rows].float().log_softmax(-1)
         values = potential.values(

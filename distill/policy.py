@@ -37,6 +37,24 @@ class Policy(torch.nn.Module):
         self._can_share = has_plain_cache(model)
         _check_plain_head(model)
 
+    def checkpoint_activations(self) -> None:
+        """From now on, compute each layer's activations again in the backward pass instead of keeping them."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        names = (
+            "activation_checkpointing_enable",
+            "gradient_checkpointing_enable",
+        )  # since, and before, 5.24
+        enable = next(getattr(self.model, name) for name in names if hasattr(self.model, name))
+        enable({"use_reentrant": False})
+        for module in self.model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                # transformers asks the layer alone whether it trains; what lies in it (dropout) does not.
+                module.training = True
+        self._can_share = (
+            False  # a layer that runs twice would write its keys and values into the cache twice
+        )
+
     @property
     def head(self) -> torch.Tensor:
         """The unembedding. [V, H]."""

@@ -235,6 +235,15 @@ Objective = Annotated[
 ]
 
 
+class Lora(Settings):
+    """Low-rank adapters (LoRA), trained in the place of the student's own weights and merged when it is saved."""
+
+    rank: int = Field(default=16, ge=1)
+    """Of each adapter."""
+    alpha: float = Field(default=32.0, gt=0)
+    """An adapter counts by alpha / rank."""
+
+
 class DistillSettings(Settings):
     """Both training phases."""
 
@@ -244,10 +253,19 @@ class DistillSettings(Settings):
     """AdamW's."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
-    chunk_tokens: int = Field(default=1024, ge=1)
-    """Response tokens whose logits exist at once; bounds memory, does not change results."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Sequences whose activations exist at once; fewer take less memory and more time, for the same result but for
+    rounding. A learned critic ascends on the first of them. Absent means all of a batch."""
+    checkpoint_activations: bool = False
+    """Compute each layer's activations again in the backward pass instead of keeping them: less memory, more time."""
+    chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Response tokens whose logits exist at once; bounds memory, does not change results. `auto` goes by the machine's
+    memory: 1024 with 8 GiB and a vocabulary of 20,000, or 20 GiB and 49,000."""
+
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of matrix products; `auto` is bfloat16 where the CPU multiplies it in hardware. Losses are float32."""
+    lora: Lora | None = None
+    """Train adapters on every linear layer but the head, a hundredth of the weights; absent trains all weights."""
     warm: WarmStart = WarmStart()
     """The first phase."""
     objective: Objective = Ammd()

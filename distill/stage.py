@@ -61,7 +61,7 @@ def run(inputs: DistillInputs, settings: DistillSettings, folder: Path) -> dict[
     training.save(folder / "student")
     return {
         "precision": "bfloat16" if training.dtype == torch.bfloat16 else "float32",
-        "parameters": sum(parameter.numel() for parameter in training.student.parameters()),
+        "parameters": training.parameters,
         "warm_steps": settings.warm.steps,
         "objective": settings.objective.kind,
         "objective_steps": settings.objective.steps,

@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 
 from ammd.errors import NonFiniteLossError
-from ammd.machine import has_fast_bfloat16, release_freed_memory
+from ammd.machine import has_fast_bfloat16, release_freed_memory, total_memory_bytes
 from ammd.progress import progress
 
 from .chunked import States, Sums, matching_loss
@@ -46,6 +46,10 @@ _EAGER_TOKENS = 256
 _RISE_SHARE = 0.05  # of the steps in which the learning rate rises
 _FINAL_SHARE = 0.1  # of the highest learning rate at the last step
 _CLEAR_STEPS = 8  # between two clearings of the heap; each costs about a second
+# Of the machine's memory for a chunk's logits: the student's, the teacher's and a learned critic's, 2 bytes each. Not
+# of what is free at the moment: the same machine should choose the same chunks, whose sums are rounded alike.
+_CHUNK_MEMORY_SHARE, _CHUNK_BYTES = 1 / 64, 6
+_CHUNK_STEP, _CHUNK_MOST = 64, 1024  # beyond it nothing gets faster
 _BASELINE_DECAY = 0.9  # of the running mean of future gaps
 
 
@@ -151,7 +155,7 @@ class _Loop:
         precision = "bf16" if uses_bfloat16(settings) else "no"
         self._accelerator = Accelerator(cpu=True, mixed_precision=precision)
         optimizer = torch.optim.AdamW(
-            student.parameters(),
+            [parameter for parameter in student.parameters() if parameter.requires_grad],
             lr=phase.lr,
             betas=(0.9, 0.98),
             weight_decay=settings.weight_decay,
@@ -185,15 +189,13 @@ class _Loop:
             shares.append(sums.critic_share)
             measured |= side_fields("off", sums, self._adversaries.get("off")) | {"kl_nats": sums.kl_nats}
         if on is not None and phase.on is not None:
-            with torch.inference_mode():
-                on_states = self._teacher(on)
             own = Score(
                 estimator=phase.estimator,
                 discount=phase.discount,
                 baseline=self._baseline or 0.0,
                 temperature=phase.temperature,
             )
-            loss, sums = self._side("on", on, on_states, phase.on, phase.sequence_score or own)
+            loss, sums = self._side("on", on, None, phase.on, phase.sequence_score or own)
             total += loss
             tokens += sums.tokens
             shares.append(sums.critic_share)
@@ -269,38 +271,58 @@ class _Loop:
         self._kept_adversaries = {name: state.part(name) for name in state.facts["adversaries"]}
 
     def _side(
-        self, name: str, batch: Batch, teacher_hiddens: torch.Tensor, side: Side, score: Estimator
+        self, name: str, batch: Batch, kept: torch.Tensor | None, side: Side, score: Estimator
     ) -> tuple[float, Sums]:
-        """Add one side's gradient to the student's and return its loss and what was measured."""
-        with self._accelerator.autocast():
-            hiddens = self._student(batch)
+        """Add one side's gradient to the student's, piece by piece; return its loss and what was measured.
+
+        `kept` are the teacher's states on this batch, [N, H_teacher]; None lets it read the texts now.
+        """
         policy: Policy = self._accelerator.unwrap_model(self._student)
-        if uses_bfloat16(self._settings):
-            # The final norm comes out in float32; the head's products need not be.
-            hiddens = hiddens.bfloat16()
-        states = States(
-            teacher_hiddens=teacher_hiddens,
-            teacher_head=self._teacher.head,
-            targets=batch.targets,
-            last_in_row=batch.last_in_row,
-            drawn_logprobs=batch.drawn_logprobs,
-        )
-        loss, sums = matching_loss(
-            hiddens,
-            policy.head,
-            states=states,
-            weights=side.weights,
-            score=score,
-            chunk_tokens=self._settings.chunk_tokens,
-            critic=self._ascended(name, hiddens, policy.head, states, side),
-        )
-        self._accelerator.backward(loss * side.scale)
-        return float(loss.detach()) * side.scale, sums
+        sums = Sums(tokens=int(batch.response_mask.sum()))
+        total = 0.0
+        for piece, place in batch.pieces(self._settings.micro_batch_size):
+            if kept is None:
+                with torch.inference_mode():
+                    teacher_hiddens = self._teacher(piece)
+            else:
+                teacher_hiddens = kept[place]
+            with self._accelerator.autocast():
+                hiddens = self._student(piece)
+            if uses_bfloat16(self._settings):
+                # The final norm comes out in float32; the head's products need not be.
+                hiddens = hiddens.bfloat16()
+            states = States(
+                teacher_hiddens=teacher_hiddens,
+                teacher_head=self._teacher.head,
+                targets=piece.targets,
+                last_in_row=piece.last_in_row,
+                drawn_logprobs=piece.drawn_logprobs,
+            )
+            loss, _ = matching_loss(
+                hiddens,
+                policy.head,
+                states=states,
+                weights=side.weights,
+                score=score,
+                chunk_tokens=chunk_tokens(self._settings, vocabulary=len(policy.head)),
+                critic=self._ascended(name, hiddens, policy.head, states, side, ascends=place.start == 0),
+                sums=sums,
+            )
+            self._accelerator.backward(loss * side.scale)
+            total += float(loss.detach()) * side.scale
+        return total, sums
 
     def _ascended(
-        self, name: str, hiddens: torch.Tensor, head: torch.Tensor, states: States, side: Side
+        self,
+        name: str,
+        hiddens: torch.Tensor,
+        head: torch.Tensor,
+        states: States,
+        side: Side,
+        *,
+        ascends: bool,
     ) -> Potential | None:
-        """Let a side's learned critic ascend on these states and return what it has become."""
+        """Return a side's learned critic at these states, where it may ascend on them before."""
         if self._phase.critic is None:
             return None
         views = Views(
@@ -313,7 +335,8 @@ class _Loop:
             self._adversaries[name] = Adversary(self._phase.critic, views, seed=self._settings.seed)
             if name in self._kept_adversaries:
                 self._adversaries[name].restore(self._kept_adversaries.pop(name))
-        self._adversaries[name].ascend(views, side.weights)
+        if ascends:
+            self._adversaries[name].ascend(views, side.weights)
         return self._adversaries[name].potential(views)
 
 
@@ -322,6 +345,14 @@ def uses_bfloat16(settings: DistillSettings) -> bool:
     if settings.precision == "auto":
         return has_fast_bfloat16()
     return settings.precision == "bfloat16"
+
+
+def chunk_tokens(settings: DistillSettings, *, vocabulary: int) -> int:
+    """Return how many response tokens have logits at once under these settings on this machine."""
+    if isinstance(settings.chunk_tokens, int):
+        return settings.chunk_tokens
+    room = int(total_memory_bytes() * _CHUNK_MEMORY_SHARE) // (vocabulary * _CHUNK_BYTES)
+    return max(_CHUNK_STEP, min(_CHUNK_MOST, room // _CHUNK_STEP * _CHUNK_STEP))
 
 
 def learning_rate_share(done: int, steps: int) -> float:

@@ -19,6 +19,7 @@ from .batches import cut_batches, endless_order
 from .checkpoint import copy_in_dtype, end_token_ids, load_model, load_tokenizer, save_checkpoint
 from .chunked import States, matching_loss
 from .critic_settings import LearnedCritic
+from .lora import add_adapters
 from .minillm import SequenceScore
 from .objective import Weights
 from .policy import Policy
@@ -31,7 +32,7 @@ from .snapshots import Snapshots, State
 from .student_texts import StudentTexts
 from .supply import BothSides, TeacherTexts
 from .teacher_states import TeacherStates
-from .trainer import Phase, PhaseState, run_phase, uses_bfloat16
+from .trainer import Phase, PhaseState, chunk_tokens, run_phase, uses_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,6 +72,13 @@ class Training:
         self._tokenizer = load_tokenizer(prepared / "teacher")
         self._teacher = Policy(load_model(prepared / "teacher", dtype=self.dtype)).requires_grad_(False)
         self.student = Policy(load_model(student, dtype=torch.float32))
+        self.parameters = sum(
+            parameter.numel() for parameter in self.student.parameters()
+        )  # of what is saved
+        if settings.lora:
+            add_adapters(self.student.model, settings.lora, seed=settings.seed)
+        if settings.checkpoint_activations:
+            self.student.checkpoint_activations()
         self._pairs: list[TokenPair] = [
             (example.prompt_ids, example.response_ids) for example in read_examples(prepared / "train.jsonl")
         ]
@@ -231,7 +239,11 @@ class Training:
         def validate(student: Policy) -> float:
             with torch.no_grad():
                 return mean_loss(
-                    student, self._teacher, batches, weights=weights, chunk_tokens=self.settings.chunk_tokens
+                    student,
+                    self._teacher,
+                    batches,
+                    weights=weights,
+                    chunk_tokens=chunk_tokens(self.settings, vocabulary=len(student.head)),
                 )
 
         return AdaptiveSupply(

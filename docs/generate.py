@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import click
 from pydantic import BaseModel
@@ -116,6 +116,8 @@ def _annotation_text(annotation: Any) -> str:
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " or ".join(f'`"{part}"`' for part in parts)
+    if origin is Annotated:
+        return _annotation_text(parts[0])
     if origin in (tuple, list):
         return f"list of {_annotation_text(parts[0])}"
     if origin is dict:
@@ -128,9 +130,9 @@ def _annotation_text(annotation: Any) -> str:
 
 
 def _default_text(field: FieldInfo) -> str:
-    if list(_models(field.annotation)):
-        return "" if field.is_required() else "the section's own"
     default = field.default
+    if list(_models(field.annotation)) and default is not None:
+        return "" if field.is_required() else "the section's own"
     if field.is_required() or default is PydanticUndefined:
         return "required"
     if default is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import asdict
 from typing import Literal
 
 import pytest
 import torch
 
-from ammd.distill.chunked import States, matching_loss
+from ammd.distill.chunked import States, Sums, matching_loss
 from ammd.distill.objective import Weights
 from ammd.distill.score import Score
 
@@ -148,10 +149,42 @@ def test_loss_and_gradient_vanish_when_student_equals_teacher() -> None:
 
 def test_loss_scales_like_any_other_when_differentiated() -> None:
     hiddens, head, states = problem()
-    loss, _ = matching_loss(hiddens, head, states=states, weights=WEIGHTS, score=NO_SCORE, chunk_tokens=4)
-    (plain,) = torch.autograd.grad(loss, hiddens, retain_graph=True)
-    (scaled,) = torch.autograd.grad(loss * 0.25, hiddens)
-    torch.testing.assert_close(scaled, plain * 0.25)
+    grads = []
+    for scale in (1.0, 0.25):
+        loss, _ = matching_loss(hiddens, head, states=states, weights=WEIGHTS, score=NO_SCORE, chunk_tokens=4)
+        grads.append(torch.autograd.grad(loss * scale, (hiddens, head)))
+    for plain, scaled in zip(*grads, strict=True):
+        torch.testing.assert_close(scaled, plain * 0.25)
+
+
+def test_losses_and_gradients_of_pieces_add_up_to_the_batch() -> None:
+    hiddens, head, states = problem()
+    whole, expected = matching_loss(
+        hiddens, head, states=states, weights=WEIGHTS, score=Score(discount=0.5), chunk_tokens=4
+    )
+    gradients = torch.autograd.grad(whole, (hiddens, head))
+    cut = int(states.last_in_row.nonzero()[0]) + 1
+    sums, total = Sums(tokens=len(hiddens)), torch.zeros(())
+    for rows in (slice(0, cut), slice(cut, None)):
+        part = States(
+            teacher_hiddens=states.teacher_hiddens[rows],
+            teacher_head=states.teacher_head,
+            targets=states.targets[rows],
+            last_in_row=states.last_in_row[rows],
+        )
+        loss, _ = matching_loss(
+            hiddens[rows],
+            head,
+            states=part,
+            weights=WEIGHTS,
+            score=Score(discount=0.5),
+            chunk_tokens=4,
+            sums=sums,
+        )
+        total = total + loss
+    torch.testing.assert_close(total, whole)
+    torch.testing.assert_close(torch.autograd.grad(total, (hiddens, head)), gradients)
+    assert asdict(sums) == pytest.approx(asdict(expected))
 
 
 def test_a_baseline_changes_no_mean_gradient() -> None:

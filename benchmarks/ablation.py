@@ -1,0 +1,113 @@
+"""What each part of AMMD is worth: one setting changed at a time, in the small setting of `objectives`.
+
+    python benchmarks/ablation.py WORK_DIR --book FILE [--seeds 0 1 2] [--groups ...] [--jobs 2]
+
+WORK_DIR may be that of `objectives.py`; what is prepared there is shared. Every arm's learning rate is chosen like a
+method's. Prints one JSON line last and writes `benchmarks/results/ablation.json`; rows as in `objectives`, with
+`group`, and the base minus each arm with a 95 % interval over seeds and prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import character_level
+from comparison import LEARNING_RATES, STEPS, Comparison, comparisons, rows_of, run_comparison
+from document import publish
+from methods import Method
+
+from ammd.errors import AmmdError
+from ammd.machine import available_cores
+
+BASE: Mapping[str, Any] = {"kind": "ammd"}  # the recipe's defaults: off and on, closed form, no long view
+# A critic that starts from nothing and that the student follows from the first step.
+_FREE: Mapping[str, Any] = {
+    "kind": "linear",
+    "start": "zero",
+    "lr": 1e-2,
+    "max_change": 1.0,
+    "min_share": 0.0,
+}
+GROUPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "sides": {
+        "off only": {"on_weight": 0.0},
+        "on only": {"student_share": 1.0},
+        "on twice": {"on_weight": 2.0},
+        "off twice": {"off_weight": 2.0},
+    },
+    "discount": {f"discount {value}": {"discount": value} for value in (0.25, 0.5, 0.75, 0.9)},
+    "estimator": {
+        "immediate, discount 0.5": {"estimator": "immediate", "discount": 0.5},
+        "sampled": {"estimator": "sampled"},
+        "sampled, discount 0.5": {"estimator": "sampled", "discount": 0.5},
+    },
+    "regulariser": {
+        "penalty 0.3": {"critic_penalty": 0.3},
+        "penalty 3": {"critic_penalty": 3.0},
+        "bound 0.3": {"critic_bound": 0.3},
+    },
+    "kd": {f"kd_weight {value}": {"kd_weight": value} for value in (0.1, 0.3, 1.0)},
+    "critic": {
+        "linear, both": {"critic": _FREE},
+        "linear, student": {"critic": {**_FREE, "inputs": "student"}},
+        "linear, teacher": {"critic": {**_FREE, "inputs": "teacher"}},
+        "linear, both, 1 ascent": {"critic": {**_FREE, "ascents": 1}},
+        "linear, both, 8 ascents": {"critic": {**_FREE, "ascents": 8}},
+        "linear, both, penalty 0.2": {"critic": _FREE, "critic_penalty": 0.2},
+        "linear, both, penalty 0.2, discount 0.5": {"critic": _FREE, "critic_penalty": 0.2, "discount": 0.5},
+        "linear, both, decay 0.1": {"critic": {**_FREE, "weight_decay": 0.1}},
+        "linear, must hold half": {"critic": {**_FREE, "ascents": 8, "min_share": 0.5}},
+        "linear, from difference": {"critic": {"kind": "linear"}},
+        "lowrank, both": {"critic": {**_FREE, "kind": "lowrank"}},
+        "lowrank, rank 16": {"critic": {**_FREE, "kind": "lowrank", "rank": 16}},
+        "lowrank, from log-ratio": {"critic": {"kind": "lowrank", "start": "log_ratio"}},
+        "mlp, both": {"critic": {**_FREE, "kind": "mlp"}},
+        "mlp, from log-ratio": {"critic": {"kind": "mlp", "start": "log_ratio"}},
+    },
+    "freshness": {"texts of 1 step": {"rollout_reuse_steps": 1}},
+}
+
+
+def main() -> None:
+    """Compute what is missing, in as many workers as asked for, then compare."""
+    arguments = parse_arguments()
+    if arguments.book:
+        character_level.prepare(arguments.work, arguments.book)
+    group_of = {arm: group for group in arguments.groups for arm in GROUPS[group]}
+    methods = {"base": Method(objective=BASE)} | {
+        arm: Method(objective={**BASE, **GROUPS[group][arm]}) for arm, group in group_of.items()
+    }
+    comparison = Comparison(
+        work=arguments.work, methods=methods, seeds=arguments.seeds, reference="base", in_time=False
+    )
+    results = run_comparison(comparison, jobs=arguments.jobs)
+    rows = rows_of(results) + comparisons(results, reference="base")
+    publish(
+        "ablation",
+        [row | {"group": group_of.get(row.get("minus", row["method"]), "base")} for row in rows],
+        steps=STEPS,
+        learning_rates=LEARNING_RATES,
+        arms={name: dict(method.objective) for name, method in methods.items()},
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("work", type=Path, metavar="WORK_DIR")
+    parser.add_argument("--book", type=Path, help="JSONL with `text`; needed until WORK_DIR is prepared")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument("--jobs", type=int, default=available_cores())
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except AmmdError as error:
+        sys.exit(f"{error}\nhint: {error.hint}" if error.hint else str(error))
