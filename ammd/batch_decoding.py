@@ -109,29 +109,37 @@ def decode_batch(
     return responses, states
 
 
-def draw(logits: torch.Tensor, *, temperature: float, generator: torch.Generator) -> torch.Tensor:
-    """Draw one token a row from softmax(logits / temperature). [B, V] to int64 [B]; 0 takes the best."""
+def draw(logits: torch.Tensor, *, temperature: float, uniform: torch.Tensor) -> torch.Tensor:
+    """Draw one token a row from softmax(logits / temperature); 0 takes the best.
+
+    Args:
+        logits: [B, V].
+        temperature: 0 or more.
+        uniform: A random number from 0 to below 1 for each row, float32 [B]; not used at temperature 0.
+
+    Returns:
+        int64 [B].
+    """
     if temperature == 0:
         return logits.argmax(-1)
     # Inverse of the cumulative distribution: one uniform number a row instead of one a token.
-    threshold = torch.rand(len(logits), 1, generator=generator)
     drawn = torch.empty(len(logits), dtype=torch.long)
     for rows in _draw_rows(*logits.shape):
         cumulative = torch.softmax(logits[rows].float() / temperature, dim=-1).cumsum_(-1)
-        reached = threshold[rows] * cumulative[:, -1:]
+        reached = uniform[rows, None] * cumulative[:, -1:]
         drawn[rows] = torch.searchsorted(cumulative, reached, right=True).squeeze(1)
     return drawn.clamp_(max=logits.shape[-1] - 1)
 
 
 def draw_mixed(
-    logits: torch.Tensor, *, guide_share: float, generator: torch.Generator
+    logits: torch.Tensor, *, guide_share: float, uniform: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one token a row from  (1 - guide_share) softmax(model) + guide_share softmax(guide).
 
     Args:
         logits: The model's and the guide's. [2, B, V].
         guide_share: From 0 to below 1.
-        generator: Source of randomness.
+        uniform: A random number from 0 to below 1 for each row, float32 [B].
 
     Returns:
         Tokens int64 [B] and their log-probabilities under the mixture, float32 [B].
@@ -142,7 +150,7 @@ def draw_mixed(
     for part in _draw_rows(*logits.shape[1:]):
         model, guide = (one[part].float().log_softmax(-1) for one in logits)
         mixture = torch.logaddexp(model + math.log1p(-guide_share), guide + log_share)
-        drawn[part] = draw(mixture, temperature=1.0, generator=generator)
+        drawn[part] = draw(mixture, temperature=1.0, uniform=uniform[part])
         logprobs[part] = mixture.gather(1, drawn[part][:, None]).squeeze(1)
     return drawn, logprobs
 

@@ -27,15 +27,16 @@ class Progress(Protocol):
 
 
 @contextmanager
-def progress(label: str, total: float) -> Iterator[Progress]:
+def progress(label: str, total: float, *, silent: bool = False) -> Iterator[Progress]:
     """Show how far a long task is; the context gives the function that reports it.
 
     Args:
         label: What is being done, two or three words.
         total: How much there is to do, in the unit in which the task will report.
+        silent: Show nothing, because another process does.
     """
     mode = os.environ.get(ENVIRONMENT, "auto")
-    if mode == "off":
+    if mode == "off" or silent:
         yield _Silent()
     elif mode == "auto" and sys.stderr.isatty():
         with _bar(label, total) as report:

@@ -160,7 +160,7 @@ def _windows(ids: torch.Tensor, count: int, width: int, generator: torch.Generat
 def _written(
     teacher: PreTrainedModel, prompts: Sequence[Sequence[int]], generator: torch.Generator
 ) -> list[list[int]]:
-    return sample_responses(teacher, prompts, sampling=sampling(), generator=generator)
+    return sample_responses(teacher, prompts, sampling=sampling(), randomness=generator)
 
 
 def _examples(

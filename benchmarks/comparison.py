@@ -21,7 +21,7 @@ from methods import Method
 from ammd.errors import DistillError
 
 STEPS = 100
-LEARNING_RATES = (5e-4, 1.5e-3, 4.5e-3)
+LEARNING_RATES = (1.5e-3, 4.5e-3, 1.35e-2)
 _TUNING_SEED = 100  # none of those that are reported
 _CHOICE = ("own_jsd_nats", "teacher_jsd_nats")  # no method's own loss on both kinds of text
 _DEV_TEXTS = 256  # that choose a learning rate

@@ -42,7 +42,7 @@ def measure_imitation(
     """Return all metrics, and the student's samples for the prompts of `teacher_texts`."""
     prompts = [prompt for prompt, _ in teacher_texts]
     generator = torch.Generator().manual_seed(seed)
-    own = sample_responses(student.model, prompts, sampling=sampling, generator=generator)
+    own = sample_responses(student.model, prompts, sampling=sampling, randomness=generator)
     on_own = compare(student, teacher, list(zip(prompts, own, strict=True)))
     on_teacher = compare(student, teacher, teacher_texts)
     measured = {f"own_{name}": on_own[name] for name in ("nll_nats", "tv", "jsd_nats", "reverse_kl_nats")}

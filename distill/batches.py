@@ -43,31 +43,29 @@ class Batch:
         last[lengths.cumsum(0) - 1] = True
         return last
 
-    def pieces(self, rows: int | None) -> Iterator[tuple[Batch, slice]]:
-        """Yield pieces of at most `rows` rows without padding that all of them have; None: all of it.
+    def rows(self, some: slice) -> tuple[Batch, slice]:
+        """Return consecutive rows without padding that all of them have, and their place among the N tokens."""
+        if some == slice(0, len(self.token_ids)):
+            return self, slice(0, int(self.response_mask.sum()))
+        width = int(self.attention_mask[some].sum(1).max())
+        mask = self.response_mask[some, :width]
+        start = int(self.response_mask[: some.start].sum())
+        place = slice(start, start + int(mask.sum()))
+        part = Batch(
+            token_ids=self.token_ids[some, :width],
+            attention_mask=self.attention_mask[some, :width],
+            response_mask=mask,
+            shared_tokens=self.shared_tokens,
+            drawn_logprobs=None if self.drawn_logprobs is None else self.drawn_logprobs[place],
+        )
+        return part, place
 
-        With each comes its place among the N response tokens.
-        """
-        if rows is None or rows >= len(self.token_ids):
-            yield self, slice(0, int(self.response_mask.sum()))
-            return
-        taken = 0
-        for start in range(0, len(self.token_ids), rows):
-            some = slice(start, start + rows)
-            width = int(self.attention_mask[some].sum(1).max())
-            mask = self.response_mask[some, :width]
-            place = slice(taken, taken + int(mask.sum()))
-            taken = place.stop
-            yield (
-                Batch(
-                    token_ids=self.token_ids[some, :width],
-                    attention_mask=self.attention_mask[some, :width],
-                    response_mask=mask,
-                    shared_tokens=self.shared_tokens,
-                    drawn_logprobs=None if self.drawn_logprobs is None else self.drawn_logprobs[place],
-                ),
-                place,
-            )
+    def pieces(self, rows: int | None) -> Iterator[tuple[Batch, slice]]:
+        """Yield pieces of at most `rows` rows as `rows` does; None: all in one."""
+        count = len(self.token_ids)
+        size = count if rows is None else rows
+        for start in range(0, count, size):
+            yield self.rows(slice(start, min(start + size, count)))
 
 
 def build_batch(pairs: Sequence[TokenPair], drawn_logprobs: torch.Tensor | None = None) -> Batch:

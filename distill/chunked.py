@@ -12,7 +12,8 @@ its own gradient is made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -61,10 +62,22 @@ class Sums:
         self.total_variation += float(terms.total_variation.sum()) / self.tokens
         self.entropy_nats += float(terms.entropy.sum()) / self.tokens
 
+    def measured(self) -> list[float]:
+        """Return all means, in the order in which `replace` takes them."""
+        return [getattr(self, name) for name in _MEANS]
+
+    def replace(self, means: Sequence[float]) -> None:
+        """Put other means in the place of all."""
+        for name, value in zip(_MEANS, means, strict=True):
+            setattr(self, name, value)
+
     @property
     def critic_share(self) -> float:
         """Share of the closed form's value that the critic reaches; 1 where there is nothing to reach."""
         return self.game_value / self.best_value if self.best_value > 0 else 1.0
+
+
+_MEANS = tuple(field.name for field in fields(Sums) if field.name != "tokens")
 
 
 def matching_loss(

@@ -23,6 +23,7 @@ from torch import nn
 from ammd.errors import DistillError
 
 from . import critic_settings as settings
+from .fleet import Fleet
 from .objective import Weights, bounded
 from .snapshots import State, optimizer_state, restore_optimizer
 
@@ -163,13 +164,13 @@ def _zeros(width_in: int, width_out: int) -> nn.Linear:
 class Adversary:
     """A critic with its optimizer: the side of the game that ascends."""
 
-    def __init__(self, wanted: settings.LearnedCritic, views: Views, *, seed: int) -> None:
-        """Take the settings, the policies of a first batch and a seed for drawing states.
+    def __init__(self, wanted: settings.LearnedCritic, views: Views, *, seed: int, fleet: Fleet) -> None:
+        """Take the settings, the policies of a first batch, a seed for drawing states, and who ascends along.
 
         Raises:
             DistillError: The critic cannot start as the settings want for these policies.
         """
-        self._wanted = wanted
+        self._wanted, self._fleet = wanted, fleet
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._head = CriticHead(wanted, views)
@@ -208,7 +209,8 @@ class Adversary:
     def ascend(self, views: Views, weights: Weights) -> None:
         """Take the ascent steps that precede one step of the student."""
         for _ in range(self._wanted.ascents):
-            chosen = torch.randperm(len(views), generator=self._generator)[: self._wanted.ascent_tokens]
+            tokens = -(-self._wanted.ascent_tokens // self._fleet.size)  # on each process
+            chosen = torch.randperm(len(views), generator=self._generator)[:tokens]
             self._step(views.rows(chosen), weights)
 
     def _step(self, views: Views, weights: Weights) -> None:
@@ -227,11 +229,16 @@ class Adversary:
                 if tensor.requires_grad
             ],
         )
+        own = [parameter.grad for parameter in self._head.parameters() if parameter.grad is not None]
+        self._fleet.add(own)
+        for gradient in own:
+            gradient.div_(self._fleet.size)
         self._optimizer.step()
         stepped = [parameter.detach().clone() for parameter in self._head.parameters()]
         share = 1.0
         for _ in range(_SCALINGS):
-            change = _relative_change(old, self.potential(probe), probe, weights)
+            (square,) = self._fleet.sums([_square_change(old, self.potential(probe), probe, weights)])
+            change = math.sqrt(square / self._fleet.size)
             if change <= self._wanted.max_change * _CHANGE_SLACK:
                 break
             share *= self._wanted.max_change / change
@@ -246,6 +253,7 @@ class Adversary:
             square += float((relative.square() * block.total).sum())
             saturated += float(block.total[relative > _SATURATED].sum())
             mass += float(block.total.sum())
+        square, saturated, mass = self._fleet.sums([square, saturated, mass])
         self.rms, self.saturation = math.sqrt(square / mass), saturated / mass
 
 
@@ -313,10 +321,10 @@ def _blocks(potential: Potential, views: Views, weights: Weights) -> Iterator[_B
         )
 
 
-def _relative_change(old: list[_Block], new: Potential, views: Views, weights: Weights) -> float:
-    """Return the root mean square change under m, as a share of the critic's bound."""
+def _square_change(old: list[_Block], new: Potential, views: Views, weights: Weights) -> float:
+    """Return the mean square change under m, as a share of the critic's squared bound."""
     square = 0.0
     for before, after in zip(old, _blocks(new, views, weights), strict=True):
         change = after.values.sub_(before.values).div_(weights.critic_limit).square_()
         square += float(change.mul_(before.total).sum()) / 2
-    return math.sqrt(square / len(views))
+    return square / len(views)

@@ -128,7 +128,7 @@ def _write_texts(
                 model,
                 ids,
                 sampling=sampling,
-                generator=generator,
+                randomness=generator,
                 on_tokens=lambda done, tokens: report(done, f"{tokens} tokens"),
                 on_states=on_states,
             )

@@ -15,6 +15,7 @@ import torch
 
 from .batches import Batch, TokenPair, build_batch, endless_order
 from .checkpoint import copy_in_dtype
+from .fleet import Fleet
 from .rollout import Sampling, sample_mixed, sample_responses
 from .snapshots import State
 
@@ -37,6 +38,7 @@ class StudentTexts:
         reuse_steps: int,
         dtype: torch.dtype,
         seed: int,
+        fleet: Fleet,
         guide: PreTrainedModel | None = None,
         guide_share: float = 0.0,
     ) -> None:
@@ -49,6 +51,7 @@ class StudentTexts:
             [len(prompt) for prompt in prompts], batch_size=batch_size, seed=seed
         )
         self._generator = torch.Generator().manual_seed(seed)
+        self._fleet = fleet
         self._guide, self._guide_share = guide, guide_share
         self._rounds = 0
         self._waiting: deque[_Drawn] = deque()
@@ -83,25 +86,30 @@ class StudentTexts:
 
     def sample(self, student: PreTrainedModel) -> list[TokenPair]:
         """Return a new round of `batch_size * reuse_steps` texts, in no order."""
-        prompts, sampler = self._begin_round(student)
-        responses = sample_responses(sampler, prompts, sampling=self._sampling, generator=self._generator)
-        return list(zip(prompts, responses, strict=True))
+        prompts, numbers, sampler = self._begin_round(student)
+        part = self._fleet.share(len(prompts))
+        responses = sample_responses(
+            sampler, prompts[part], sampling=self._sampling, randomness=numbers[part]
+        )
+        return list(zip(prompts, self._fleet.joined(responses), strict=True))
 
     def _sample_round(self, student: PreTrainedModel) -> list[_Drawn]:
         drawn: _Drawn
         if self._guide is None:
             drawn = [(pair, None) for pair in self.sample(student)]
         else:
-            prompts, sampler = self._begin_round(student)
+            prompts, numbers, sampler = self._begin_round(student)
+            part = self._fleet.share(len(prompts))
             mixed = sample_mixed(
                 sampler,
                 self._guide,
-                prompts,
+                prompts[part],
                 sampling=self._sampling,
                 guide_share=self._guide_share,
-                generator=self._generator,
+                randomness=numbers[part],
             )
-            drawn = [((prompt, ids), kept) for prompt, (ids, kept) in zip(prompts, mixed, strict=True)]
+            whole = self._fleet.joined(mixed)
+            drawn = [((prompt, ids), kept) for prompt, (ids, kept) in zip(prompts, whole, strict=True)]
         # Rows of like length meet; the order of the batches does not follow length.
         drawn.sort(key=lambda one: len(one[0][0]) + len(one[0][1]))
         batches = [
@@ -110,10 +118,14 @@ class StudentTexts:
         order = torch.randperm(len(batches), generator=self._generator).tolist()
         return [batches[index] for index in order]
 
-    def _begin_round(self, student: PreTrainedModel) -> tuple[list[Sequence[int]], PreTrainedModel]:
+    def _begin_round(
+        self, student: PreTrainedModel
+    ) -> tuple[list[Sequence[int]], torch.Tensor, PreTrainedModel]:
+        """Return the round's prompts, the random numbers for their responses, and the student to sample from."""
         self._rounds += 1
         rows = [index for _ in range(self._reuse_steps) for index in next(self._order)]
-        return [self._prompts[row] for row in rows], copy_in_dtype(student, self._dtype).eval()
+        numbers = torch.rand(len(rows), self._sampling.max_new_tokens, generator=self._generator)
+        return [self._prompts[row] for row in rows], numbers, copy_in_dtype(student, self._dtype).eval()
 
 
 def _build(drawn: _Drawn) -> Batch:

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 
 from ammd.errors import NonFiniteLossError
 from ammd.machine import has_fast_bfloat16, release_freed_memory, total_memory_bytes
@@ -25,6 +28,7 @@ from ammd.progress import progress
 from .chunked import States, Sums, matching_loss
 from .collapse import CollapseWatch
 from .critics import Adversary, Potential, Views
+from .fleet import Fleet
 from .minillm import SequenceScore
 from .policy import Policy
 from .score import Estimator, Score
@@ -78,6 +82,7 @@ def run_phase(
     longest_tokens: int,
     settings: DistillSettings,
     curves: Path,
+    fleet: Fleet,
     between_steps: Callable[[PhaseState], None] = lambda _state: None,
     start: State | None = None,
 ) -> None:
@@ -90,7 +95,8 @@ def run_phase(
         supply: Gives each step its batches.
         longest_tokens: Of prompt and response together.
         settings: Of the stage.
-        curves: Receives one line a step.
+        curves: Receives one line a step, from the first process.
+        fleet: This process and those that train along.
         between_steps: Called before the first step and after each with what gives the phase's state on demand.
         start: Such a state of this phase to go on from.
 
@@ -101,14 +107,14 @@ def run_phase(
     """
     for policy in (student, teacher):
         policy.model.set_attn_implementation("eager" if longest_tokens <= _EAGER_TOKENS else "sdpa")
-    loop = _Loop(phase, student, teacher, settings)
+    loop = _Loop(phase, student, teacher, settings, fleet)
     watch = CollapseWatch()
     state = PhaseState(loop=loop, watch=watch, supply=supply)
     if start is not None:
         state.restore(start)
     with (
-        progress(f"distill {phase.name}", phase.steps) as report,
-        curves.open("a", buffering=1, encoding="utf-8") as log,
+        progress(f"distill {phase.name}", phase.steps, silent=not fleet.is_first) as report,
+        (curves if fleet.is_first else Path(os.devnull)).open("a", buffering=1, encoding="utf-8") as log,
     ):
         report(state.steps)
         between_steps(state)
@@ -150,10 +156,14 @@ class PhaseState:
 class _Loop:
     """Optimizer, schedule and running numbers of one phase."""
 
-    def __init__(self, phase: Phase, student: Policy, teacher: Policy, settings: DistillSettings) -> None:
-        self._phase, self._teacher, self._settings = phase, teacher, settings
+    def __init__(
+        self, phase: Phase, student: Policy, teacher: Policy, settings: DistillSettings, fleet: Fleet
+    ) -> None:
+        self._phase, self._teacher, self._settings, self._fleet = phase, teacher, settings, fleet
         precision = "bf16" if uses_bfloat16(settings) else "no"
-        self._accelerator = Accelerator(cpu=True, mixed_precision=precision)
+        # The only buffers are the rotary frequencies, the same everywhere.
+        parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        self._accelerator = Accelerator(cpu=True, mixed_precision=precision, kwargs_handlers=[parallel])
         optimizer = torch.optim.AdamW(
             [parameter for parameter in student.parameters() if parameter.requires_grad],
             lr=phase.lr,
@@ -169,7 +179,8 @@ class _Loop:
         )
         self._adversaries: dict[str, Adversary] = {}  # learned critics by side, made at the first batch
         self._kept_adversaries: dict[str, State] = {}  # of a snapshot, until then
-        self._generator = torch.Generator().manual_seed(settings.seed)
+        # Its draws are for rows of this process alone.
+        self._generator = torch.Generator().manual_seed(settings.seed + (fleet.rank << 32))
         self._baseline: float | None = None  # running mean of what a token answers for
         self._tokens = 0
         self._started = time.monotonic()
@@ -183,7 +194,8 @@ class _Loop:
         shares: list[float] = []
         if off is not None and phase.off is not None:
             score = Score(estimator=phase.estimator, own_texts=False, generator=self._generator)
-            loss, sums = self._side("off", off.batch, off.states, phase.off, score)
+            is_last = on is None or phase.on is None
+            loss, sums = self._side("off", off.batch, off.states, phase.off, score, is_last=is_last)
             total += loss
             tokens += sums.tokens
             shares.append(sums.critic_share)
@@ -195,7 +207,7 @@ class _Loop:
                 baseline=self._baseline or 0.0,
                 temperature=phase.temperature,
             )
-            loss, sums = self._side("on", on, None, phase.on, phase.sequence_score or own)
+            loss, sums = self._side("on", on, None, phase.on, phase.sequence_score or own, is_last=True)
             total += loss
             tokens += sums.tokens
             shares.append(sums.critic_share)
@@ -271,46 +283,64 @@ class _Loop:
         self._kept_adversaries = {name: state.part(name) for name in state.facts["adversaries"]}
 
     def _side(
-        self, name: str, batch: Batch, kept: torch.Tensor | None, side: Side, score: Estimator
+        self,
+        name: str,
+        batch: Batch,
+        kept: torch.Tensor | None,
+        side: Side,
+        score: Estimator,
+        *,
+        is_last: bool,
     ) -> tuple[float, Sums]:
         """Add one side's gradient to the student's, piece by piece; return its loss and what was measured.
 
-        `kept` are the teacher's states on this batch, [N, H_teacher]; None lets it read the texts now.
+        `kept` are the teacher's states on this batch, [N, H_teacher]; None lets it read the texts now. Gradients are
+        sent between processes once a step, behind the last piece of the last side.
         """
         policy: Policy = self._accelerator.unwrap_model(self._student)
-        sums = Sums(tokens=int(batch.response_mask.sum()))
+        self._fleet.check_rows(len(batch.token_ids), of=f"the {name}-policy side")
+        part, part_place = batch.rows(self._fleet.share(len(batch.token_ids)))
+        if kept is not None:
+            kept = kept[part_place]
+        sums = Sums(tokens=int(batch.response_mask.sum()))  # of all processes
         total = 0.0
-        for piece, place in batch.pieces(self._settings.micro_batch_size):
-            if kept is None:
-                with torch.inference_mode():
-                    teacher_hiddens = self._teacher(piece)
-            else:
-                teacher_hiddens = kept[place]
-            with self._accelerator.autocast():
-                hiddens = self._student(piece)
-            if uses_bfloat16(self._settings):
-                # The final norm comes out in float32; the head's products need not be.
-                hiddens = hiddens.bfloat16()
-            states = States(
-                teacher_hiddens=teacher_hiddens,
-                teacher_head=self._teacher.head,
-                targets=piece.targets,
-                last_in_row=piece.last_in_row,
-                drawn_logprobs=piece.drawn_logprobs,
-            )
-            loss, _ = matching_loss(
-                hiddens,
-                policy.head,
-                states=states,
-                weights=side.weights,
-                score=score,
-                chunk_tokens=chunk_tokens(self._settings, vocabulary=len(policy.head)),
-                critic=self._ascended(name, hiddens, policy.head, states, side, ascends=place.start == 0),
-                sums=sums,
-            )
-            self._accelerator.backward(loss * side.scale)
+        pieces = list(part.pieces(self._settings.micro_batch_size))
+        for number, (piece, place) in enumerate(pieces, 1):
+            teacher_hiddens = self._read_by_teacher(piece) if kept is None else kept[place]
+            is_sent = is_last and number == len(pieces)
+            with nullcontext() if is_sent else self._accelerator.no_sync(self._student):
+                with self._accelerator.autocast():
+                    hiddens = self._student(piece)
+                if uses_bfloat16(self._settings):
+                    # The final norm comes out in float32; the head's products need not be.
+                    hiddens = hiddens.bfloat16()
+                states = States(
+                    teacher_hiddens=teacher_hiddens,
+                    teacher_head=self._teacher.head,
+                    targets=piece.targets,
+                    last_in_row=piece.last_in_row,
+                    drawn_logprobs=piece.drawn_logprobs,
+                )
+                loss, _ = matching_loss(
+                    hiddens,
+                    policy.head,
+                    states=states,
+                    weights=side.weights,
+                    score=score,
+                    chunk_tokens=chunk_tokens(self._settings, vocabulary=len(policy.head)),
+                    critic=self._ascended(name, hiddens, policy.head, states, side, ascends=number == 1),
+                    sums=sums,
+                )
+                # The processes' gradients are averaged; their sum is wanted.
+                self._accelerator.backward(loss * (side.scale * self._fleet.size))
             total += float(loss.detach()) * side.scale
+        total, *means = self._fleet.sums([total, *sums.measured()])
+        sums.replace(means)
         return total, sums
+
+    @torch.inference_mode()
+    def _read_by_teacher(self, batch: Batch) -> torch.Tensor:
+        return self._teacher(batch)
 
     def _ascended(
         self,
@@ -332,7 +362,9 @@ class _Loop:
             teacher_head=states.teacher_head,
         )
         if name not in self._adversaries:
-            self._adversaries[name] = Adversary(self._phase.critic, views, seed=self._settings.seed)
+            self._adversaries[name] = Adversary(
+                self._phase.critic, views, seed=self._settings.seed, fleet=self._fleet
+            )
             if name in self._kept_adversaries:
                 self._adversaries[name].restore(self._kept_adversaries.pop(name))
         if ascends:

@@ -19,6 +19,7 @@ from .batches import cut_batches, endless_order
 from .checkpoint import copy_in_dtype, end_token_ids, load_model, load_tokenizer, save_checkpoint
 from .chunked import States, matching_loss
 from .critic_settings import LearnedCritic
+from .fleet import Fleet
 from .lora import add_adapters
 from .minillm import SequenceScore
 from .objective import Weights
@@ -68,13 +69,12 @@ class Training:
             DistillError: A model cannot be used.
         """
         self.settings = settings
+        self.fleet = Fleet()
         self.dtype = torch.bfloat16 if uses_bfloat16(settings) else torch.float32  # of matrix products
         self._tokenizer = load_tokenizer(prepared / "teacher")
         self._teacher = Policy(load_model(prepared / "teacher", dtype=self.dtype)).requires_grad_(False)
         self.student = Policy(load_model(student, dtype=torch.float32))
-        self.parameters = sum(
-            parameter.numel() for parameter in self.student.parameters()
-        )  # of what is saved
+        self.parameters = sum(one.numel() for one in self.student.parameters())  # of what is saved
         if settings.lora:
             add_adapters(self.student.model, settings.lora, seed=settings.seed)
         if settings.checkpoint_activations:
@@ -150,6 +150,8 @@ class Training:
 
     def save(self, folder: Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
         """Write the student; in bfloat16 it takes half the bytes, and that is what it is served in anyway."""
+        if not self.fleet.is_first:
+            return
         save_checkpoint(copy_in_dtype(self.student.model, dtype), self._tokenizer, folder)
 
     def save_between(self, folder: Path) -> None:
@@ -189,13 +191,17 @@ class Training:
             longest_tokens=max(len(prompt) + len(response) for prompt, response in self._pairs),
             settings=self.settings,
             curves=self._curves,
+            fleet=self.fleet,
             between_steps=self._keep,
             start=start,
         )
 
     def _keep(self, phase: PhaseState) -> None:
         """Take a snapshot where one is due, and before the second phase."""
-        if self._snapshots is None or not (self._snapshots.is_due or (phase.steps == 0 and self._phases > 1)):
+        if self._snapshots is None:
+            return
+        is_due = self._snapshots.is_due or (phase.steps == 0 and self._phases > 1)
+        if not self.fleet.of_first(is_due) or not self.fleet.is_first:
             return
         state = State(facts={"phases": self._phases, "written": list(self._written)})
         state.put("phase", phase.state())
@@ -223,6 +229,7 @@ class Training:
             reuse_steps=reuse_steps,
             dtype=self.dtype,
             seed=self.settings.seed + 1,  # not the order in which the teacher's texts come
+            fleet=self.fleet,
             guide=None if teacher_share is None else self._teacher.model,
             guide_share=teacher_share or 0.0,
         )
@@ -244,6 +251,7 @@ class Training:
                     batches,
                     weights=weights,
                     chunk_tokens=chunk_tokens(self.settings, vocabulary=len(student.head)),
+                    fleet=self.fleet,
                 )
 
         return AdaptiveSupply(
@@ -257,11 +265,17 @@ class Training:
 
 
 def mean_loss(
-    student: Policy, teacher: Policy, batches: Sequence[TeacherBatch], *, weights: Weights, chunk_tokens: int
+    student: Policy,
+    teacher: Policy,
+    batches: Sequence[TeacherBatch],
+    *,
+    weights: Weights,
+    chunk_tokens: int,
+    fleet: Fleet,
 ) -> float:
-    """Return the student's mean loss a response token on the teacher's texts."""
+    """Return the student's mean loss a response token on the teacher's texts, each process reading some."""
     total, tokens = 0.0, 0
-    for one in batches:
+    for one in batches[fleet.rank :: fleet.size]:
         states = States(
             teacher_hiddens=one.states,
             teacher_head=teacher.head,
@@ -274,7 +288,8 @@ def mean_loss(
         )
         total += float(loss) * sums.tokens
         tokens += sums.tokens
-    return total / tokens
+    total, count = fleet.sums([total, tokens])
+    return total / count
 
 
 def _kept_back(settings: Objective) -> int:

@@ -43,7 +43,8 @@ def greedy_and_sampled_responses(
         def choose(logits: Tensor, rows: Tensor, is_drawn: Tensor = is_drawn) -> Tensor:
             drawn = is_drawn[rows]
             chosen = logits.argmax(-1)
-            chosen[drawn] = draw(logits[drawn], temperature=1.0, generator=generator)
+            uniform = torch.rand(int(drawn.sum()), generator=generator)
+            chosen[drawn] = draw(logits[drawn], temperature=1.0, uniform=uniform)
             return chosen
 
         found, _ = decode_batch(

@@ -8,6 +8,7 @@ import torch
 from ammd.distill.chunked import States, matching_loss
 from ammd.distill.critic_settings import LearnedCritic, LinearCritic, LowRankCritic, MlpCritic
 from ammd.distill.critics import Adversary, CriticHead, Potential, Views, ascent_gradients
+from ammd.distill.fleet import Fleet
 from ammd.distill.objective import Weights
 from ammd.distill.score import Score
 from ammd.errors import DistillError
@@ -74,7 +75,7 @@ def test_a_free_critic_learns_the_closed_form(bound: float | None) -> None:
     seen = tabular(STATES)
     weights = Weights(game=1.0, critic_penalty=0.7, critic_bound=bound)
     wanted = LinearCritic(inputs="student", start="zero", ascents=2000, lr=0.01, max_change=1)
-    critic = Adversary(wanted, seen, seed=0)
+    critic = Adversary(wanted, seen, seed=0, fleet=Fleet())
     _, _, sums = loss_and_sums(seen, critic.potential(seen), weights)
     assert sums.critic_share == pytest.approx(0, abs=1e-6)
     critic.ascend(seen, weights)
@@ -173,7 +174,7 @@ def test_at_equality_only_the_penalty_moves_a_critic_and_pulls_it_to_zero() -> N
     assert sums.gap == pytest.approx(0, abs=1e-6)
     assert sums.game_value == pytest.approx(float(-0.7 * (p * f**2).sum(-1).mean()), rel=1e-4)
     wanted = LinearCritic(inputs="teacher", start="zero", ascents=300, lr=0.02)
-    critic = Adversary(wanted, equal, seed=0)
+    critic = Adversary(wanted, equal, seed=0, fleet=Fleet())
     with torch.no_grad():
         critic._head.matrix += 0.2
     critic.ascend(equal, WEIGHTS)
@@ -184,7 +185,7 @@ def test_at_equality_only_the_penalty_moves_a_critic_and_pulls_it_to_zero() -> N
 def test_one_ascent_changes_a_critic_by_no_more_than_is_allowed(max_change: float) -> None:
     seen = views()
     wanted = LowRankCritic(start="zero", lr=10.0, ascents=1, max_change=max_change)
-    critic = Adversary(wanted, seen, seed=0)
+    critic = Adversary(wanted, seen, seed=0, fleet=Fleet())
     before = critic.potential(seen)
     critic.ascend(seen, WEIGHTS)
     after = critic.potential(seen)
@@ -197,7 +198,7 @@ def test_one_ascent_changes_a_critic_by_no_more_than_is_allowed(max_change: floa
 def test_both_policies_are_left_alone() -> None:
     seen = views(same_head=False)
     kept = [seen.student_head.clone(), seen.teacher_head.clone()]
-    critic = Adversary(LinearCritic(), seen, seed=0)
+    critic = Adversary(LinearCritic(), seen, seed=0, fleet=Fleet())
     critic.ascend(seen, WEIGHTS)
     torch.testing.assert_close([seen.student_head, seen.teacher_head], kept, rtol=0, atol=0)
 

@@ -10,45 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ammd.distill.batches import build_batch
-from ammd.distill.checkpoint import copy_in_dtype, load_model, load_tokenizer, save_checkpoint
+from ammd.distill.batches import TokenPair, build_batch
+from ammd.distill.checkpoint import copy_in_dtype, load_model
 from ammd.distill.lora import add_adapters
 from ammd.distill.policy import Policy
-from ammd.distill.prompts import Example, write_examples
 from ammd.distill.settings import DistillSettings, Lora
-from ammd.distill.teacher_states import TeacherStatesWriter
 from ammd.distill.trainer import chunk_tokens
 from ammd.distill.training import Training
-
-PROMPTS = [(1, 9, 20 + i, *range(30, 31 + i % 3)) for i in range(16)]
-RESPONSES = [(*range(40, 41 + i % 5), 50 + i, 2) for i in range(16)]
-
-
-@pytest.fixture
-def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """What the prepare stage would write, with a student that is some way off."""
-    teacher = Policy(load_model(tiny_checkpoint, dtype=torch.float32))
-    (tmp_path / "teacher").symlink_to(tiny_checkpoint)
-    student = load_model(tiny_checkpoint, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in student.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    save_checkpoint(student, load_tokenizer(tiny_checkpoint), tmp_path / "student")
-    examples = [
-        Example(prompt="", response="", prompt_ids=prompt, response_ids=response)
-        for prompt, response in zip(PROMPTS, RESPONSES, strict=True)
-    ]
-    write_examples(tmp_path / "train.jsonl", examples)
-    with (
-        torch.inference_mode(),
-        TeacherStatesWriter(
-            tmp_path, examples=len(examples), width=teacher.head.shape[1], dtype=torch.float32
-        ) as states,
-    ):
-        for index, pair in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
-            states.append(index, teacher(build_batch([pair])))
-    return tmp_path
 
 
 def train(folder: Path, objective: dict[str, Any], **changes: Any) -> Training:
@@ -82,10 +50,10 @@ def weights(training: Training) -> dict[str, torch.Tensor]:
 )
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_batch_in_pieces_trains_the_same_student(
-    folder: Path, objective: dict[str, Any], rows: int
+    small_prepared: Path, objective: dict[str, Any], rows: int
 ) -> None:
-    whole, pieces = train(folder, objective), train(folder, objective, micro_batch_size=rows)
-    start = dict(load_model(folder / "student", dtype=torch.float32).named_parameters())
+    whole, pieces = train(small_prepared, objective), train(small_prepared, objective, micro_batch_size=rows)
+    start = dict(load_model(small_prepared / "student", dtype=torch.float32).named_parameters())
     for name, expected in weights(whole).items():
         moved = (expected - start[name.removeprefix("model.")]).abs().max()
         # Adam makes a full step of a gradient that is nothing but rounding, so only most numbers must agree.
@@ -93,11 +61,9 @@ def test_a_batch_in_pieces_trains_the_same_student(
         assert difference.quantile(0.99) < 0.01 * moved
 
 
-def test_pieces_cover_the_batch_and_lose_their_padding() -> None:
-    whole = build_batch(
-        list(zip(PROMPTS, RESPONSES, strict=True)),
-        drawn_logprobs=torch.arange(sum(map(len, RESPONSES)), dtype=torch.float32),
-    )
+def test_pieces_cover_the_batch_and_lose_their_padding(pairs: list[TokenPair]) -> None:
+    tokens = sum(len(response) for _, response in pairs)
+    whole = build_batch(pairs, drawn_logprobs=torch.arange(tokens, dtype=torch.float32))
     found = list(whole.pieces(5))
     assert [len(piece.token_ids) for piece, _ in found] == [5, 5, 5, 1]
     assert torch.equal(torch.cat([piece.targets for piece, _ in found]), whole.targets)
@@ -110,23 +76,25 @@ def test_pieces_cover_the_batch_and_lose_their_padding() -> None:
     assert next(iter(whole.pieces(None)))[0] is whole
 
 
-def test_activations_computed_again_give_the_same_weights(folder: Path) -> None:
+def test_activations_computed_again_give_the_same_weights(small_prepared: Path) -> None:
     objective = {"kind": "ammd"}
-    plain = train(folder, objective)
-    again = train(folder, objective, checkpoint_activations=True)
+    plain = train(small_prepared, objective)
+    again = train(small_prepared, objective, checkpoint_activations=True)
     for name, expected in weights(plain).items():
         torch.testing.assert_close(
             weights(again)[name], expected, rtol=1e-3, atol=1e-4
         )  # no cache, another order of sums
 
 
-def test_checkpointed_layers_run_twice_and_their_dropout_stays_off(tiny_checkpoint: Path) -> None:
+def test_checkpointed_layers_run_twice_and_their_dropout_stays_off(
+    tiny_checkpoint: Path, pairs: list[TokenPair]
+) -> None:
     policy = Policy(load_model(tiny_checkpoint, dtype=torch.float32))
     policy.checkpoint_activations()
     runs = []
     mlp = policy.model.base_model.layers[0].mlp
     mlp.register_forward_pre_hook(lambda *_: runs.append(mlp.training))
-    policy(build_batch([(PROMPTS[0], RESPONSES[0])])).sum().backward()
+    policy(build_batch(pairs[:1])).sum().backward()
     assert runs == [False, False]
 
 
@@ -168,18 +136,20 @@ def test_adapters_are_merged_in_copies(tiny_checkpoint: Path) -> None:
     torch.testing.assert_close(merged(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)  # summed before
 
 
-def test_a_student_with_adapters_is_trained_and_saved_as_a_plain_model(folder: Path, tmp_path: Path) -> None:
-    training = train(folder, {"kind": "ammd", "steps": 30, "lr": 1e-2}, lora={"rank": 8})
+def test_a_student_with_adapters_is_trained_and_saved_as_a_plain_model(
+    small_prepared: Path, tmp_path: Path, pairs: list[TokenPair]
+) -> None:
+    training = train(small_prepared, {"kind": "ammd", "steps": 30, "lr": 1e-2}, lora={"rank": 8})
     training.save(tmp_path / "saved", dtype=torch.float32)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
-    start = load_model(folder / "student", dtype=torch.float32)
+    start = load_model(small_prepared / "student", dtype=torch.float32)
     assert set(dict(plain.named_parameters())) == set(dict(start.named_parameters()))
     assert torch.equal(plain.get_input_embeddings().weight, start.get_input_embeddings().weight)
     assert training.parameters == sum(parameter.numel() for parameter in start.parameters())
-    batch = build_batch(list(zip(PROMPTS, RESPONSES, strict=True)))
+    batch = build_batch(pairs)
     torch.testing.assert_close(
         Policy(plain)(batch), training.student(batch), rtol=1e-4, atol=1e-4
     )  # summed before
-    lines = (folder / "curves.jsonl").read_text().splitlines()
+    lines = (small_prepared / "curves.jsonl").read_text().splitlines()
     losses = [json.loads(line)["d_off"] for line in lines]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])

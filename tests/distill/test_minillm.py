@@ -114,7 +114,7 @@ def test_a_guide_reads_along(tiny_checkpoint: Path) -> None:
     prompts = [(1, 20, 30), (1, 20, 31, 33), (1, 20, 32)]
     sampling = Sampling(max_new_tokens=12, temperature=1.0, end_token_ids=(2,), batch_size=2)
     generator = torch.Generator().manual_seed(0)
-    found = sample_mixed(model, model, prompts, sampling=sampling, guide_share=0.3, generator=generator)
+    found = sample_mixed(model, model, prompts, sampling=sampling, guide_share=0.3, randomness=generator)
     for prompt, (response, logprobs) in zip(prompts, found, strict=True):
         assert len(response) == len(logprobs)
         token_ids = torch.tensor([[*prompt, *response]])

@@ -22,7 +22,7 @@ def sample(
     model, *, temperature: float = 0.0, batch_size: int = 4, seed: int = 0, prompts=PROMPTS, ends=(2,)
 ):
     sampling = Sampling(max_new_tokens=12, temperature=temperature, end_token_ids=ends, batch_size=batch_size)
-    return sample_responses(model, prompts, sampling=sampling, generator=torch.Generator().manual_seed(seed))
+    return sample_responses(model, prompts, sampling=sampling, randomness=torch.Generator().manual_seed(seed))
 
 
 def test_greedy_equals_transformers_generate(model) -> None:
@@ -51,7 +51,7 @@ def test_states_are_those_that_the_text_was_drawn_from(model) -> None:
         model,
         PROMPTS,
         sampling=sampling,
-        generator=torch.Generator().manual_seed(1),
+        randomness=torch.Generator().manual_seed(1),
         on_states=kept.__setitem__,
     )
     for index, (prompt, response) in enumerate(zip(PROMPTS, responses, strict=True)):

@@ -12,6 +12,7 @@ from ammd.artifact import hash_file
 from ammd.distill import prepare, stage, supply
 from ammd.distill.batches import build_batch, endless_order
 from ammd.distill.checkpoint import load_model, load_tokenizer, save_checkpoint
+from ammd.distill.fleet import Fleet
 from ammd.distill.objective import Weights
 from ammd.distill.policy import Policy
 from ammd.distill.prompts import read_examples
@@ -60,6 +61,7 @@ def train(
         longest_tokens=6,
         settings=SETTINGS,
         curves=curves,
+        fleet=Fleet(),
     )
     return [json.loads(line) for line in curves.read_text().splitlines()]
 

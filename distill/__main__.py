@@ -1,0 +1,77 @@
+"""Train from a prepared folder, outside any run: what `accelerate launch` starts on several processes or machines.
+
+    accelerate launch --cpu --num_processes 2 -m ammd.distill PREPARED OUT --settings distill.toml
+
+Every process runs this; the first one writes. `docs/scaling.md` says more.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+from pydantic import ValidationError
+
+from ammd.errors import AmmdError
+
+from .settings import DistillSettings
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("prepared", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--settings",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML: the table [distill].",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    help="Folder for snapshots; started again with it, a killed training goes on.",
+)
+def main(prepared: Path, out: Path, settings: Path | None, resume: Path | None) -> None:
+    r"""Train the student of PREPARED (what the prepare stage wrote) and write it into OUT, a new folder.
+
+    \b
+    Examples:
+      python -m ammd.distill runs/mine/prepare trained
+      accelerate launch --cpu --num_processes 2 -m ammd.distill runs/mine/prepare trained --resume state
+    """
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        _train(prepared, out, settings, resume, first=first)
+    except AmmdError as exc:
+        if first:  # every process comes to the same error
+            click.echo(f"error: {exc}" + (f"\nhint: {exc.hint}" if exc.hint else ""), err=True)
+        sys.exit(exc.exit_code)
+
+
+def _train(prepared: Path, out: Path, settings: Path | None, resume: Path | None, *, first: bool) -> None:
+    from . import stage
+    from .fleet import Fleet
+
+    wanted = _read(settings) if settings else DistillSettings()
+    if first:
+        if out.exists() and any(out.iterdir()):
+            raise click.UsageError(f"`{out}` is not empty")
+        out.mkdir(parents=True, exist_ok=True)
+    stage.run(stage.DistillInputs(prepared=prepared, resume=resume), wanted, out)
+    Fleet().leave()
+    if first:
+        click.echo(str(out))
+
+
+def _read(path: Path) -> DistillSettings:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        return DistillSettings.model_validate(document.get("distill", document))
+    except (tomllib.TOMLDecodeError, ValidationError) as exc:
+        raise click.UsageError(f"`{path}`: {exc}") from exc
+
+
+if __name__ == "__main__":
+    main()

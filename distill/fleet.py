@@ -1,0 +1,92 @@
+"""The processes that train one student together, each on its share of every batch.
+
+Started by `accelerate launch` (or torchrun), every process holds the student, the teacher and the order of all texts,
+and runs the networks on its own rows alone. What the rows give is added up: gradients by DistributedDataParallel, what
+is measured and the student's texts here. So a step is the same whatever the number of processes, but for rounding. The
+first process alone writes files. One process by itself is a fleet of one, in which nothing is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from torch import distributed
+
+from ammd.errors import DistillError
+
+T = TypeVar("T")
+
+
+class Fleet:
+    """This process among all of them."""
+
+    def __init__(self) -> None:
+        """Join the processes that were started together."""
+        state = PartialState(cpu=True)
+        self.rank: int = state.process_index
+        self.size: int = state.num_processes
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """Return this process's part of `count` rows: all parts are in order and differ by one row at most."""
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def check_rows(self, rows: int, *, of: str) -> None:
+        """Check that every process has a row.
+
+        Raises:
+            DistillError: There are fewer rows than processes.
+        """
+        if rows < self.size:
+            raise DistillError(
+                f"{of} of a batch are `{rows}` rows, too few for {self.size} processes",
+                hint="raise `distill.batch_size`, or start fewer processes",
+            )
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over all processes."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(total)
+        added: list[float] = total.tolist()
+        return added
+
+    def add(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Add up tensors over all processes, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                distributed.all_reduce(tensor)
+
+    def joined(self, part: Sequence[T]) -> list[T]:
+        """Return the parts of all processes, one behind the other; they need not be equally long."""
+        if self.size == 1:
+            return list(part)
+        parts: list[Sequence[T]] = [[]] * self.size
+        distributed.all_gather_object(parts, list(part))
+        return [one for some in parts for one in some]
+
+    def of_first(self, value: T) -> T:
+        """Return what the first process has, for what depends on its clock or its files."""
+        if self.size == 1:
+            return value
+        sent = [value]
+        distributed.broadcast_object_list(sent, src=0)
+        return sent[0]
+
+    def wait(self) -> None:
+        """Wait until all processes have come this far."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def leave(self) -> None:
+        """Say goodbye to the other processes; nothing can be sent any more."""
+        if self.size > 1:
+            PartialState().destroy_process_group()

@@ -1,0 +1,175 @@
+"""Several processes train what one does: real ones, started by accelerate, on gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ammd.distill import stage
+from ammd.distill.checkpoint import load_model
+from ammd.distill.fleet import Fleet
+from ammd.distill.settings import DistillSettings
+from ammd.errors import DistillError
+from ammd.pipeline.toml_text import write_toml
+
+BASE: dict[str, Any] = {"batch_size": 8, "precision": "float32", "chunk_tokens": 16}
+GAME = {"kind": "ammd", "steps": 6, "lr": 1e-3, "discount": 0.5, "rollout_reuse_steps": 2}
+
+
+def command(prepared: Path, out: Path, settings: dict[str, Any], *more: str, processes: int) -> list[str]:
+    path = prepared.parent / f"settings-{processes}.toml"
+    path.write_text(write_toml(settings))
+    return [
+        *(sys.executable, "-P", "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"),
+        *("--mixed_precision", "no", "--num_processes", str(processes), "--main_process_port", "0"),
+        *("-m", "ammd.distill", str(prepared), str(out), "--settings", str(path), *more),
+    ]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def launch(prepared: Path, out: Path, settings: dict[str, Any], *more: str, processes: int) -> None:
+    done = subprocess.run(
+        command(prepared, out, settings, *more, processes=processes),
+        env=environment(),
+        cwd=prepared.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def alone(prepared: Path, out: Path, settings: dict[str, Any]) -> None:
+    out.mkdir()
+    stage.run(stage.DistillInputs(prepared=prepared), DistillSettings.model_validate(settings), out)
+
+
+def curves(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "curves.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("processes", "objective"),
+    [
+        (2, GAME),
+        (3, GAME),
+        (2, {"kind": "minillm", "steps": 4, "lr": 1e-3, "rollout_reuse_steps": 2}),
+        (
+            2,
+            {
+                "kind": "distillm",
+                "steps": 8,
+                "lr": 0.05,
+                "check_steps": 1,
+                "validation_texts": 5,
+                "tolerance": 0.0,
+            },
+        ),
+    ],
+    ids=["ammd on 2", "ammd on 3", "minillm on 2", "distillm on 2"],
+)
+def test_several_processes_train_what_one_does(
+    small_prepared: Path, tmp_path: Path, processes: int, objective: dict[str, Any]
+) -> None:
+    settings = {**BASE, "warm": {"steps": 3, "lr": 1e-3}, "objective": objective}
+    alone(small_prepared, tmp_path / "one", settings)
+    launch(small_prepared, tmp_path / "many", settings, processes=processes)
+    one, many = curves(tmp_path / "one"), curves(tmp_path / "many")
+    assert len(one) == len(many) == 3 + objective["steps"]
+    for expected, found in zip(one, many, strict=True):
+        assert expected.keys() == found.keys()
+        for name in expected.keys() - {"phase", "seconds", "tokens_per_s"}:
+            # Sums are rounded in another order, and Adam makes a step of every rounding.
+            assert found[name] == pytest.approx(expected[name], rel=2e-3, abs=2e-4), name
+    before = dict(load_model(small_prepared / "student", dtype=torch.float32).named_parameters())
+    models = [load_model(tmp_path / name / "student", dtype=torch.float32) for name in ("one", "many")]
+    for (name, expected), found in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        moved = (expected - before[name]).abs().max()
+        assert (found - expected).abs().quantile(0.99) <= 0.02 * moved, name
+
+
+def test_learned_critics_are_the_same_in_all_processes(small_prepared: Path, tmp_path: Path) -> None:
+    critic = {"kind": "linear", "start": "zero", "ascents": 4, "min_share": 0.0, "ascent_tokens": 32}
+    settings = {
+        **BASE,
+        "warm": {"steps": 1},
+        "objective": {"kind": "ammd", "steps": 12, "lr": 1e-3, "critic": critic},
+    }
+    launch(small_prepared, tmp_path / "many", settings, processes=2)
+    shares = [row["critic_share_off"] for row in curves(tmp_path / "many") if "critic_share_off" in row]
+    assert len(shares) == 12
+    assert shares[-1] > shares[0]
+
+
+def test_a_killed_process_ends_all_and_the_training_goes_on(small_prepared: Path, tmp_path: Path) -> None:
+    settings = {**BASE, "warm": {"steps": 3, "lr": 1e-3}, "objective": {**GAME, "steps": 4000}}
+    started = subprocess.Popen(
+        command(small_prepared, tmp_path / "cut", settings, "--resume", str(tmp_path / "state"), processes=2),
+        env=environment(),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines = tmp_path / "cut" / "curves.jsonl"
+    while not lines.is_file() or lines.read_text().count("\n") < 8:
+        assert started.poll() is None, started.communicate()[1][-3000:]
+        time.sleep(0.1)
+    ranks = [int(pid) for pid in children_of(started.pid)]
+    os.kill(ranks[-1], signal.SIGKILL)
+    _, said = started.communicate()
+    assert started.returncode == 1
+    assert "SIGKILL" in said or "exitcode  : -9" in said
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    whole = {**settings, "objective": GAME}
+    alone(small_prepared, tmp_path / "one", whole)
+    launch(small_prepared, tmp_path / "on", whole, "--resume", str(tmp_path / "state"), processes=2)
+    one, many = curves(tmp_path / "one"), curves(tmp_path / "on")
+    assert [row["step"] for row in many] == [row["step"] for row in one]
+
+
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_a_batch_smaller_than_the_fleet_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = Fleet()
+    assert (fleet.rank, fleet.size, fleet.is_first) == (0, 1, True)
+    fleet.size = 4
+    fleet.check_rows(4, of="the off-policy side")
+    with pytest.raises(
+        DistillError, match="the off-policy side of a batch are `3` rows, too few for 4 processes"
+    ):
+        fleet.check_rows(3, of="the off-policy side")
+
+
+def test_shares_of_rows_are_in_order_and_differ_by_one_at_most() -> None:
+    fleet = Fleet()
+    fleet.size = 3
+    for count in (3, 7, 8, 100):
+        parts = []
+        for rank in range(3):
+            fleet.rank = rank
+            parts.append(list(range(count))[fleet.share(count)])
+        assert [row for part in parts for row in part] == list(range(count))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_one_process_sends_nothing() -> None:
+    fleet = Fleet()
+    assert fleet.sums([1.5, 2]) == [1.5, 2]
+    assert fleet.joined([1, 2]) == [1, 2]
+    assert fleet.of_first("x") == "x"
+    fleet.wait()
+    fleet.leave()
