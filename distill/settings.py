@@ -253,6 +253,9 @@ class DistillSettings(Settings):
     """AdamW's."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
+    processes: int = Field(default=1, ge=1)
+    """That train together on this machine, each on its share of a batch and of the cores. Each holds both models, so
+    one process is best where it can use all cores; several machines: docs/scaling.md."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Sequences whose activations exist at once; fewer take less memory and more time, for the same result but for
     rounding. A learned critic ascends on the first of them. Absent means all of a batch."""

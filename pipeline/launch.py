@@ -1,21 +1,16 @@
 """The parent's side of a stage: start a fresh child, sleep until it ends, make results or an error of it.
 
-The parent blocks in `wait4`, which costs no processor time beside a stage that measures speed and returns
-the child's own peak memory (that of its largest process, if it starts others).
+The parent blocks in `wait4` (`process_group.py`), which costs no processor time beside a stage that measures speed and
+returns the child's own peak memory (that of its largest process, if it starts others).
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
-import resource
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +19,10 @@ from typing import Any
 import ammd.errors
 from ammd.artifact import write_json
 from ammd.errors import AmmdError
-from ammd.machine import available_cores
 from ammd.settings import Settings
 
+from .process_group import Ended, run_processes
 from .stages import Stage
-
-_GRACE_S = 5.0  # between asking a child to end and killing it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,66 +70,20 @@ def run_in_child(
                 "answer": str(answer),
             },
         )
-        status, usage, seconds = _run_process(job, stage.environment)
-        if not answer.is_file():
-            raise _death(stage, status, usage)
-        document = json.loads(answer.read_text(encoding="utf-8"))
+        count = getattr(settings, "processes", 1)
+        # -P: a file in the current folder must not stand in for a library.
+        ended = run_processes(
+            [sys.executable, "-P", "-m", "ammd.pipeline.worker", str(job)],
+            count=count,
+            of_stage=stage.environment,
+        )
+        document = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else None
+    # Of several processes, what the others say of a killed one is only that it is gone.
+    if document is None or (ended.was_killed and count > 1 and "error" in document):
+        raise _death(stage, ended)
     if "error" in document:
         raise _revive(stage, document["error"])
-    return Outcome(results=document["results"], seconds=seconds, peak_rss_bytes=_peak_bytes(usage))
-
-
-def _run_process(job: Path, environment: Mapping[str, str]) -> tuple[int, resource.struct_rusage, float]:
-    started = time.monotonic()
-    # -P: a file in the current folder must not stand in for a library.
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "ammd.pipeline.worker", str(job)],
-        stdin=subprocess.PIPE,
-        stdout=2,  # standard output is data, and it is the parent's
-        env=_environment(environment),
-        process_group=0,  # Ctrl-C reaches the parent alone, which then ends the whole group
-    )
-    try:
-        _, wait_status, usage = os.wait4(process.pid, 0)
-    except BaseException:
-        _end_group(process)
-        raise
-    process.returncode = os.waitstatus_to_exitcode(wait_status)
-    _kill_group(process.pid)
-    if process.stdin is not None:
-        process.stdin.close()
-    return process.returncode, usage, time.monotonic() - started
-
-
-def _environment(of_stage: Mapping[str, str]) -> dict[str, str]:
-    return {
-        **of_stage,
-        "OMP_NUM_THREADS": str(available_cores()),
-        "TOKENIZERS_PARALLELISM": "false",  # its threads fight with torch's, and warn when a stage forks
-        "TRANSFORMERS_VERBOSITY": "error",
-        **os.environ,
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    # A second Ctrl-C does not wait for good manners.
-    with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-        process.wait(_GRACE_S)
-    _kill_group(process.pid)
-    process.wait()
-
-
-def _kill_group(group: int) -> None:
-    """Kill what a dead child left running; nothing is left in the usual case."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
-
-
-def _peak_bytes(usage: resource.struct_rusage) -> int:
-    return usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
+    return Outcome(results=document["results"], seconds=ended.seconds, peak_rss_bytes=ended.peak_rss_bytes)
 
 
 def _revive(stage: Stage, error: Mapping[str, Any]) -> AmmdError:
@@ -151,9 +98,10 @@ def _revive(stage: Stage, error: Mapping[str, Any]) -> AmmdError:
     return kind(f"stage `{stage.name}` failed: {error['message']}", hint=hint, **facts)
 
 
-def _death(stage: Stage, returncode: int, usage: resource.struct_rusage) -> AmmdError:
+def _death(stage: Stage, ended: Ended) -> AmmdError:
     kind: type[AmmdError] = getattr(ammd.errors, stage.error)
-    peak = f"{_peak_bytes(usage) / 2**30:.1f} GiB"
+    returncode = ended.returncode
+    peak = f"{ended.peak_rss_bytes / 2**30:.1f} GiB"
     if returncode == -signal.SIGKILL:
         return kind(
             f"stage `{stage.name}` was killed (SIGKILL) at {peak}, probably for want of memory",

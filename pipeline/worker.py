@@ -26,18 +26,25 @@ from ammd.errors import AmmdError
 
 
 def main(job_path: Path) -> None:
-    """Run the job at `job_path` and write its answer beside it, whatever happens."""
+    """Run the job at `job_path` and write its answer beside it, whatever happens; exit with 1 if it is an error."""
     _end_with_parent()
     job = json.loads(job_path.read_text(encoding="utf-8"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("ammd").setLevel(job["log_level"])  # other libraries stay at warnings
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes that run this stage together
+    path = Path(job["answer"])
     try:
-        answer = {"results": _run(job)}
+        results = _run(job)
+        if is_first:
+            write_json(path, {"results": results})
+        return
     except AmmdError as exc:
-        answer = {"error": _describe(exc, kind=type(exc).__name__, hint=exc.hint, facts=exc.facts)}
+        error = _describe(exc, kind=type(exc).__name__, hint=exc.hint, facts=exc.facts)
     except Exception as exc:  # noqa: BLE001 - the border of the process: the parent names what is lost here
-        answer = {"error": _describe(exc, kind="", hint="", facts={})}
-    write_json(Path(job["answer"]), answer)
+        error = _describe(exc, kind="", hint="", facts={})
+    if not path.exists():  # the first error is the cause, the others' are that they miss somebody
+        write_json(path, {"error": error})
+    sys.exit(1)
 
 
 def _run(job: dict[str, Any]) -> Any:

@@ -1,0 +1,157 @@
+"""Processes that run one stage: started together, waited for, ended together.
+
+Mostly one. Several are the ranks of one training (`distill.processes`): they find each other through the variables that
+torch.distributed and accelerate read, and when one of them ends before its time, all do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ammd.machine import available_cores
+
+_GRACE_S = 5.0  # between asking processes to end and killing them
+_NEIGHBOURS_S = (
+    0.3  # in which processes that fail together are told apart: one was killed, the others miss it
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How the processes ended by themselves."""
+
+    returncode: int  # of the one that failed first, a killed one before others; 0 if none failed
+    seconds: float
+    peak_rss_bytes: int  # of the largest process, the stage's own or one that it started, times their number
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal ended one of them."""
+        return self.returncode < 0
+
+
+def run_processes(command: Sequence[str], *, count: int, of_stage: Mapping[str, str]) -> Ended:
+    """Run `command` in `count` processes of a new process group and sleep until all have ended.
+
+    Args:
+        command: What each runs.
+        count: How many.
+        of_stage: Variables of the stage, which give way to the user's.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; all processes and all that they started have ended by then.
+    """
+    started = time.monotonic()
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for variables in _variables(count):
+            processes.append(
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=2,  # standard output is data, and it is the parent's
+                    env=_environment(of_stage, count) | variables,
+                    # Ctrl-C reaches the parent alone, which then ends the whole group
+                    process_group=processes[0].pid if processes else 0,
+                )
+            )
+        returncode, peak = _wait(processes)
+    except BaseException:
+        _end_group(processes)
+        raise
+    for process in processes:
+        if process.stdin is not None:
+            process.stdin.close()
+    return Ended(
+        returncode=returncode, seconds=time.monotonic() - started, peak_rss_bytes=peak * len(processes)
+    )
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
+    """Reap all; once one has failed, end the others. Return the code of the failure and the greatest peak."""
+    group = processes[0].pid
+    left = {process.pid: process for process in processes}
+    peak = returncode = 0
+
+    def reap(options: int = 0) -> int | None:
+        nonlocal peak
+        pid, status, usage = os.wait4(-group, options)
+        if not pid:
+            return None
+        code = os.waitstatus_to_exitcode(status)
+        left.pop(pid).returncode = code
+        peak = max(peak, _peak_bytes(usage))
+        return code
+
+    while left:
+        code = reap()
+        if not code:
+            continue
+        returncode = code
+        if left:
+            time.sleep(_NEIGHBOURS_S)
+        while left and (other := reap(os.WNOHANG)) is not None:
+            returncode = min(returncode, other) if other < 0 else returncode
+        _kill_group(group)
+        while left:
+            reap()
+    _kill_group(group)  # what they may have started and left
+    return returncode, peak
+
+
+def _variables(count: int) -> list[dict[str, str]]:
+    """Return, for each process, what it needs to find the others."""
+    if count == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    size = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [{**shared, **size, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def _environment(of_stage: Mapping[str, str], count: int) -> dict[str, str]:
+    return {
+        **of_stage,
+        "OMP_NUM_THREADS": str(max(1, available_cores() // count)),
+        "TOKENIZERS_PARALLELISM": "false",  # its threads fight with torch's, and warn when a stage forks
+        "TRANSFORMERS_VERBOSITY": "error",
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _end_group(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    if not processes:
+        return
+    group = processes[0].pid
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGTERM)
+    # A second Ctrl-C does not wait for good manners.
+    with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+        deadline = time.monotonic() + _GRACE_S
+        for process in processes:
+            process.wait(max(0.0, deadline - time.monotonic()))
+    _kill_group(group)
+    for process in processes:
+        process.wait()
+
+
+def _kill_group(group: int) -> None:
+    """Kill what is left running; nothing is in the usual case."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _peak_bytes(usage: resource.struct_rusage) -> int:
+    return usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
