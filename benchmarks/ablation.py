@@ -50,6 +50,15 @@ GROUPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "penalty 3": {"critic_penalty": 3.0},
         "bound 0.3": {"critic_bound": 0.3},
     },
+    "mixture": {
+        "mixture 0.05": {"critic_mixture": 0.05},
+        "mixture 0.1": {"critic_mixture": 0.1},
+        "mixture 0.2": {"critic_mixture": 0.2},
+        "mixture 0.1, off only": {"critic_mixture": 0.1, "on_weight": 0.0},
+        "mixture 0.1, discount 0.5": {"critic_mixture": 0.1, "discount": 0.5},
+        "mixture 0.2, discount 0.5": {"critic_mixture": 0.2, "discount": 0.5},
+        "mixture 0.1, texts of 1 step": {"critic_mixture": 0.1, "rollout_reuse_steps": 1},
+    },
     "kd": {f"kd_weight {value}": {"kd_weight": value} for value in (0.1, 0.3, 1.0)},
     "critic": {
         "linear, both": {"critic": _FREE},

@@ -1,11 +1,11 @@
 """Critics of the moment-matching game that are learned: one module a side, ascending beside the student.
 
-A critic is  f(s, a) = tanh(u(s, a)) / critic_penalty,  clipped where a bound is set, with a potential
-u = matrix_a . project(hidden states at s)  (Jia 2024, arXiv 2406.02959, section 3; the forms are this project's
-own). `linear` learns the matrix [V, K] itself; `lowrank` and `mlp` keep the teacher's unembedding there and learn
+A critic is  f(s, a) = g(u(s, a)) / critic_penalty,  clipped where a bound is set, with g = tanh unless the penalty's
+mixture is skewed (`objective.bounded`) and a potential  u = matrix_a . project(hidden states at s)  (Jia 2024, arXiv
+2406.02959, section 3; the forms are this project's own). `linear` learns the matrix [V, K] itself; `lowrank` and `mlp` keep the teacher's unembedding there and learn
 what is projected onto it. It ascends
 
-    E_s [ sum_a (P - Q) f - critic_penalty sum_a m f^2 ]    m = (P + Q) / 2
+    E_s [ sum_a (P - Q) f - critic_penalty sum_a m f^2 ]    m = a P + (1 - a) Q
 
 whose supremum over all functions is the closed form of `objective.py`, so the share of that value which a critic
 holds is known at every step. Policies are fixed meanwhile. Legend: N states, V vocabulary, K projected width.
@@ -263,20 +263,21 @@ def ascent_gradients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of the game's mean value by `projected` [N, K] and by `matrix` [V, K].
 
-    With f = tanh(u) / penalty:  df/du = (1 - (penalty f)^2) / penalty, and 0 where f is clipped;
-    d value / df = (P - Q) - 2 penalty m f = (P - Q) - penalty (P + Q) f.
+    With F = 2 penalty f:  df/du = (1 + (1 - a) F) (1 - a F) / penalty, and 0 where f is clipped;
+    d value / df = (P - Q) - 2 penalty m f.
     """
-    penalty = weights.critic_penalty
+    penalty, share = weights.critic_penalty, weights.critic_mixture
     grad_projected = torch.empty_like(potential.projected)
     grad_matrix = torch.zeros_like(potential.matrix, dtype=torch.float32)
     for rows, block in zip(
         _row_blocks(len(views), len(potential.matrix)), _blocks(potential, views, weights), strict=True
     ):
-        values, difference, total = block.values, block.teacher_probs - block.student_probs, block.total
-        slope = difference.sub_(total.mul(values).mul_(penalty))
-        slope.mul_(values.mul(penalty).square_().neg_().add_(1).div_(penalty))
+        difference, scaled = block.teacher_probs - block.student_probs, block.values * (2 * penalty)
+        mixture = torch.add(block.student_probs, difference, alpha=share)
+        slope = difference.sub_(mixture.mul_(scaled))
+        slope.mul_(scaled.mul(1 - share).add_(1)).mul_(scaled.mul_(-share).add_(1)).div_(penalty)
         if weights.critic_bound is not None:
-            slope.masked_fill_(values.abs() >= weights.critic_bound, 0)
+            slope.masked_fill_(block.values.abs() >= weights.critic_bound, 0)
         slope = slope.div_(len(views)).to(potential.matrix.dtype)
         grad_projected[rows] = slope @ potential.matrix
         if potential.matrix.requires_grad:

@@ -9,11 +9,15 @@ P is the teacher's next-token distribution, Q the student's, as in the literatur
 
 The game (Jia 2024, arXiv 2406.02959, section 3.2, in expectation over both full distributions): the critic f
 ascends the moment gap  sum_a (P - Q)(a) f(a), the student descends it. A critic that may take any value is
-kept finite by the penalty  critic_penalty * E_m f^2  under the mean m of both policies, and is then known:
+kept finite by the penalty  critic_penalty * E_m f^2  under a mixture  m = a P + (1 - a) Q  of both policies, and is
+then known:
 
-    f* = (P - Q) / (P + Q) / critic_penalty = tanh(log(P/Q) / 2) / critic_penalty
+    f* = (P - Q) / (2 m) / critic_penalty
 
-clipped where it is also bounded. This penalty and the closed form are this project's own choice, not the paper's
+clipped where it is also bounded. With a = 1/2 this is  tanh(log(P/Q) / 2) / critic_penalty  and the game's value the
+Vincze-Le Cam divergence. A smaller a lets f grow, up to 1 / (2 a), where the teacher is far above the student, so that
+modes which the student has lost draw it harder; as a falls to 0 the student's gradient becomes that of forward KL. This
+penalty and the closed form are this project's own choice, not the paper's
 (which trains its critics); `critics.py` trains them. The student's step holds the critic fixed, as in any
 alternating game: its gradient is  - sum_a grad Q(a) f(a).
 """
@@ -26,6 +30,9 @@ import torch
 
 from .divergences import Divergence
 
+_MEAN = 0.5  # the mixture that is the mean of both policies
+_GREATEST_LOG_RATIO = 60.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
@@ -34,14 +41,16 @@ class Weights:
     kl: float = 0.0
     game: float = 0.0
     critic_penalty: float = 1.0
-    critic_bound: float | None = None  # on |f|; None: the penalty's own, 1 / critic_penalty
+    critic_mixture: float = 0.5  # the teacher's share a in the mixture under which the penalty is taken
+    critic_bound: float | None = None  # on |f|; None: the penalty's own
     cross_entropy: float = 0.0  # of the token that was taken
     divergence: Divergence | None = None  # counts once, where there is one
 
     @property
     def critic_limit(self) -> float:
         """Greatest |f| that a critic reaches."""
-        limit = 1 / self.critic_penalty
+        share = min(self.critic_mixture, 1 - self.critic_mixture)
+        limit = 1 / (2 * share * self.critic_penalty)
         return limit if self.critic_bound is None else min(limit, self.critic_bound)
 
 
@@ -119,19 +128,31 @@ def state_terms(
 
 
 def bounded(potential: torch.Tensor, weights: Weights) -> torch.Tensor:
-    """Return tanh(potential) / critic_penalty, clipped to the bound. Changes `potential`."""
-    values = potential.tanh_().div_(weights.critic_penalty)
+    """Return the critic of a potential u: the closed form for u = log(P/Q) / 2. Changes `potential`.
+
+    That is  (r - 1) / (2 (a r + 1 - a)) / critic_penalty  with r = exp(2 u), clipped to the bound;
+    tanh(u) / critic_penalty  for a = 1/2.
+    """
+    if weights.critic_mixture == _MEAN:
+        values = potential.tanh_().div_(weights.critic_penalty)
+    else:
+        # 1 - 1 / (1 + a (r - 1)), over 2 a; the clamp is far beyond where it is flat.
+        share = weights.critic_mixture
+        excess = potential.mul_(2).clamp_(max=_GREATEST_LOG_RATIO).expm1_()
+        values = excess.mul_(share).add_(1).reciprocal_().neg_().add_(1)
+        values.div_(2 * share * weights.critic_penalty)
     if weights.critic_bound is not None:
         values.clamp_(-weights.critic_bound, weights.critic_bound)
     return values
 
 
 def game_value(
-    teacher_probs: torch.Tensor, difference: torch.Tensor, critic: torch.Tensor, *, penalty: float
+    teacher_probs: torch.Tensor, difference: torch.Tensor, critic: torch.Tensor, weights: Weights
 ) -> torch.Tensor:
-    """Return  sum_a (P - Q) f - penalty sum_a m f^2  with m = P - (P - Q) / 2, at each state. [C]."""
-    mean = torch.sub(teacher_probs, difference, alpha=0.5)
-    return (difference * critic).sum(-1) - penalty * mean.mul_(critic).mul_(critic).sum(-1)
+    """Return  sum_a (P - Q) f - penalty sum_a m f^2  with m = P - (1 - a) (P - Q), at each state. [C]."""
+    mixture = torch.sub(teacher_probs, difference, alpha=1 - weights.critic_mixture)
+    square = mixture.mul_(critic).mul_(critic).sum(-1)
+    return (difference * critic).sum(-1) - weights.critic_penalty * square
 
 
 def _game(
@@ -143,13 +164,12 @@ def _game(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the game's value under the critic, under the closed form, and the critic's gap. [C] each."""
     best_gap = (difference * best).sum(-1)
-    if weights.critic_bound is None:
-        best_value = best_gap / 2  # without a bound the penalty takes half of the gap
-    else:
-        best_value = game_value(teacher_probs, difference, best, penalty=weights.critic_penalty)
+    best_value = best_gap / 2  # the penalty takes half of the gap, unless there is a bound
+    if weights.critic_bound is not None:
+        best_value = game_value(teacher_probs, difference, best, weights)
     if critic is None:
         return best_value, best_value, best_gap
-    value = game_value(teacher_probs, difference, critic, penalty=weights.critic_penalty)
+    value = game_value(teacher_probs, difference, critic, weights)
     return value, best_value, (difference * critic).sum(-1)
 
 

@@ -102,7 +102,8 @@ class Game(OnPolicyPhase):
     kd_weight: float = Field(default=0.0, ge=0)
     """Weight of forward KL on the teacher's texts, kept in beside the game."""
     critic_penalty: float = Field(default=1.0, gt=0)
-    """Penalty on the critic's square under the mean of both policies; the critic is bounded by its inverse."""
+    """Penalty on the critic's square under a mixture of both policies, their mean unless `critic_mixture` says
+    otherwise; the critic is bounded by its inverse."""
     critic_bound: float | None = Field(default=None, gt=0)
     """A tighter bound on the critic; with a penalty near 0 the game then descends total variation."""
     discount: float = Field(default=0.0, ge=0, le=1)
@@ -122,6 +123,9 @@ class Ammd(Game):
     """Adversarial moment matching; the critic is the best of all, in closed form, unless told to learn one."""
 
     kind: Literal["ammd"] = "ammd"
+    critic_mixture: float = Field(default=0.5, gt=0, lt=1)
+    """The teacher's share in that mixture: the smaller, the more the critic makes of tokens that the student has lost;
+    near 0 the student's gradient is that of forward KL."""
     critic: Critic = ClosedCritic()
     """Which function looks for the gap between both policies."""
 

@@ -65,6 +65,7 @@ def _game_sides(objective: s.Game, batch_size: int) -> tuple[Side | None, Side |
         kl=objective.kd_weight,
         game=objective.off_weight,
         critic_penalty=objective.critic_penalty,
+        critic_mixture=objective.critic_mixture if isinstance(objective, s.Ammd) else 0.5,
         critic_bound=objective.critic_bound,
     )
     on = replace(off, kl=0.0, game=objective.on_weight)

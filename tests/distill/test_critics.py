@@ -90,11 +90,13 @@ def test_a_free_critic_learns_the_closed_form(bound: float | None) -> None:
     torch.testing.assert_close(found, best, rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("bound", [None, 0.8])
+@pytest.mark.parametrize(("bound", "share"), [(None, 0.5), (0.8, 0.5), (None, 0.15)])
 @pytest.mark.parametrize("wanted", [LinearCritic(), LowRankCritic(rank=3, start="zero"), MlpCritic()])
-def test_ascent_gradients_equal_automatic_differentiation(wanted: LearnedCritic, bound: float | None) -> None:
+def test_ascent_gradients_equal_automatic_differentiation(
+    wanted: LearnedCritic, bound: float | None, share: float
+) -> None:
     seen = views(same_head=False)
-    weights = Weights(game=1.0, critic_penalty=0.7, critic_bound=bound)
+    weights = Weights(game=1.0, critic_penalty=0.7, critic_bound=bound, critic_mixture=share)
     head = CriticHead(wanted, seen)
     with torch.no_grad():
         for number, parameter in enumerate(head.parameters()):
@@ -106,11 +108,13 @@ def test_ascent_gradients_equal_automatic_differentiation(wanted: LearnedCritic,
         student = (seen.student_hiddens @ seen.student_head.T).logsumexp(-1, keepdim=True)
         teacher = (seen.teacher_hiddens @ seen.teacher_head.T).logsumexp(-1, keepdim=True)
         u = u + 0.5 * (student - teacher)
-    f = u.tanh() / 0.7
+    ratio = (2 * u).exp()
+    f = (ratio - 1) / (2 * (share * ratio + 1 - share)) / 0.7
     if bound is not None:
         f = f.clamp(-bound, bound)
         assert (f.abs() == bound).any()
-    value = (((p - q) * f).sum(-1) - 0.7 * (0.5 * (p + q) * f**2).sum(-1)).mean()
+    mixture = share * p + (1 - share) * q
+    value = (((p - q) * f).sum(-1) - 0.7 * (mixture * f**2).sum(-1)).mean()
     found = ascent_gradients(potential, seen, weights)
     trained = [
         (tensor, mine)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ammd.distill.objective import StateTerms, Weights, future_gaps, state_terms
+from ammd.distill.objective import (
+    StateTerms,
+    Weights,
+    bounded,
+    future_gaps,
+    game_value,
+    state_terms,
+)
 
 STATES, VOCABULARY = 7, 11
 
@@ -53,6 +60,37 @@ def test_no_other_critic_beats_the_closed_form(penalty: float) -> None:
     for scale in (1e-3, 0.1, 1.0):
         other = best + scale * torch.randn(best.shape, generator=generator, dtype=torch.float64)
         assert (game(other) < game(best)).all()
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.9])
+def test_the_closed_form_is_best_under_any_mixture(share: float) -> None:
+    teacher, student = policies()
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    m = share * p + (1 - share) * q
+    weights = Weights(game=1.0, critic_penalty=0.7, critic_mixture=share)
+    best = (p - q) / (2 * 0.7 * m)
+    torch.testing.assert_close(bounded((p / q).log() / 2, weights), best, rtol=1e-9, atol=1e-12)
+    assert float(best.abs().max()) <= weights.critic_limit
+    found = terms_of(teacher, student, weights)
+    torch.testing.assert_close(found.gap, ((p - q) * best).sum(-1), rtol=1e-9, atol=1e-12)
+    value = ((p - q) * best).sum(-1) - 0.7 * (m * best**2).sum(-1)
+    torch.testing.assert_close(found.best_value, value, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(game_value(p, p - q, best, weights), value, rtol=1e-9, atol=1e-12)
+    other = best + 0.1 * torch.randn(best.shape, generator=torch.Generator().manual_seed(1), dtype=best.dtype)
+    assert (game_value(p, p - q, other, weights) < value).all()
+
+
+def test_a_mixture_of_the_student_alone_gives_the_gradient_of_forward_kl() -> None:
+    teacher, student = policies()
+    kl = terms_of(teacher, student, Weights(kl=1.0)).grad_logits
+    game = terms_of(teacher, student, Weights(game=2.0, critic_mixture=1e-9)).grad_logits
+    torch.testing.assert_close(game, kl, rtol=1e-6, atol=1e-8)  # a limit
+
+
+def test_a_skewed_critic_stays_finite_where_the_policies_share_nothing() -> None:
+    weights = Weights(critic_mixture=0.1)
+    values = bounded(torch.tensor([-1e4, -50.0, 0.0, 50.0, 1e4]), weights)
+    torch.testing.assert_close(values, torch.tensor([-0.5 / 0.9, -0.5 / 0.9, 0.0, 5.0, 5.0]))
 
 
 def test_gap_is_bounded_by_total_variation() -> None:
