@@ -2,8 +2,8 @@
 
 A critic is  f(s, a) = g(u(s, a)) / critic_penalty,  clipped where a bound is set, with g = tanh unless the penalty's
 mixture is skewed (`objective.bounded`) and a potential  u = matrix_a . project(hidden states at s)  (Jia 2024, arXiv
-2406.02959, section 3; the forms are this project's own). `linear` learns the matrix [V, K] itself; `lowrank` and `mlp` keep the teacher's unembedding there and learn
-what is projected onto it. It ascends
+2406.02959, section 3; the forms are this project's own). `linear` learns the matrix [V, K] itself; `lowrank` and `mlp`
+keep the teacher's unembedding there and learn what is projected onto it. It ascends
 
     E_s [ sum_a (P - Q) f - critic_penalty sum_a m f^2 ]    m = a P + (1 - a) Q
 
