@@ -1,6 +1,6 @@
 """What each part of AMMD is worth: one setting changed at a time, in the small setting of `objectives`.
 
-    python benchmarks/ablation.py WORK_DIR --book FILE [--seeds 0 1 2] [--groups ...] [--jobs 2]
+    python benchmarks/ablation.py WORK_DIR --data FOLDER [--seeds 0 1 2] [--groups ...] [--jobs 2]
 
 WORK_DIR may be that of `objectives.py`; what is prepared there is shared. Every arm's learning rate is chosen like a
 method's. Prints one JSON line last and writes `benchmarks/results/ablation.json`; rows as in `objectives`, with
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import character_level
-from comparison import LEARNING_RATES, STEPS, Comparison, comparisons, rows_of, run_comparison
+from character_level import CharacterLevel
+from comparison import Comparison, comparisons, rows_of, run_comparison
 from document import publish
 from methods import Method
 
@@ -84,22 +85,23 @@ GROUPS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 def main() -> None:
     """Compute what is missing, in as many workers as asked for, then compare."""
     arguments = parse_arguments()
-    if arguments.book:
-        character_level.prepare(arguments.work, arguments.book)
+    if arguments.data:
+        character_level.prepare(arguments.work, arguments.data / "text-books" / "pride-and-prejudice.jsonl")
     group_of = {arm: group for group in arguments.groups for arm in GROUPS[group]}
     methods = {"base": Method(objective=BASE)} | {
         arm: Method(objective={**BASE, **GROUPS[group][arm]}) for arm, group in group_of.items()
     }
+    setting = CharacterLevel(work=arguments.work)
     comparison = Comparison(
-        work=arguments.work, methods=methods, seeds=arguments.seeds, reference="base", in_time=False
+        setting=setting, methods=methods, seeds=arguments.seeds, reference="base", in_time=False
     )
     results = run_comparison(comparison, jobs=arguments.jobs)
     rows = rows_of(results) + comparisons(results, reference="base")
     publish(
         "ablation",
         [row | {"group": group_of.get(row.get("minus", row["method"]), "base")} for row in rows],
-        steps=STEPS,
-        learning_rates=LEARNING_RATES,
+        steps=setting.steps,
+        learning_rates=setting.learning_rates,
         arms={name: dict(method.objective) for name, method in methods.items()},
     )
 
@@ -108,7 +110,7 @@ def parse_arguments() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("work", type=Path, metavar="WORK_DIR")
-    parser.add_argument("--book", type=Path, help="JSONL with `text`; needed until WORK_DIR is prepared")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="needed until WORK_DIR is prepared")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--jobs", type=int, default=available_cores())

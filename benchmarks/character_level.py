@@ -15,17 +15,19 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from imitation import measure_imitation
 
 from ammd.distill.batches import build_batch
-from ammd.distill.checkpoint import save_checkpoint
+from ammd.distill.checkpoint import load_model, save_checkpoint
 from ammd.distill.policy import Policy
-from ammd.distill.prompts import Example, write_examples
+from ammd.distill.prompts import Example, read_examples, write_examples
 from ammd.distill.rollout import Sampling, sample_responses
 from ammd.distill.settings import DistillSettings, WarmStart
 from ammd.distill.teacher_states import TeacherStatesWriter
@@ -38,17 +40,39 @@ if TYPE_CHECKING:
 
 PROMPT_TOKENS, RESPONSE_TOKENS = 32, 64
 TRAIN_PROMPTS, HELDOUT_PROMPTS = 8192, 512
-BATCH_SIZE = 32
-WARM = WarmStart(steps=400, lr=3e-3)
+DEV_TEXTS = 256  # that choose a learning rate
+_WARM = WarmStart(steps=3000, lr=3e-3)  # until forward KL hardly gains any more
+_SHARED = {"batch_size": 32, "precision": "float32", "chunk_tokens": 4096, "warm": _WARM}
 _TEACHER_STEPS, _TEACHER_LR = 1200, 2e-3
 _WINDOW_TOKENS, _WINDOWS = 128, 32
 _END = "<end>"  # of a response; never in the text, so that all responses have the same length
 
 
-def settings(**changed: object) -> DistillSettings:
-    """Return the settings that all trainings of this setting share."""
-    shared = {"batch_size": BATCH_SIZE, "precision": "float32", "chunk_tokens": 4096, "warm": WARM}
-    return DistillSettings.model_validate(shared | changed)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CharacterLevel:
+    """The setting, prepared in `work`. Implements `Setting`."""
+
+    work: Path
+    name: str = "pride-and-prejudice"
+    steps: int = 100
+    learning_rates: Sequence[float] = (5e-4, 1.5e-3, 4.5e-3)
+    threads: int = 1  # the networks are too small for two
+
+    def prepared(self, texts: str) -> Path:
+        """See `Setting`."""
+        return self.work / ("prepared" if texts == "teacher" else "prepared-given")
+
+    def settings(self, *, objective: Mapping[str, Any], seed: int) -> DistillSettings:
+        """See `Setting`."""
+        return DistillSettings.model_validate(_SHARED | {"objective": objective, "seed": seed})
+
+    def judge(self, student: Policy, *, part: str, seed: int) -> dict[str, list[float]]:
+        """See `Setting`."""
+        examples = read_examples(self.work / f"{part}.jsonl")[: DEV_TEXTS if part == "dev" else None]
+        texts = [(text.prompt_ids, text.response_ids) for text in examples]
+        teacher = Policy(load_model(self.work / "prepared" / "teacher", dtype=torch.float32))
+        metrics, _ = measure_imitation(student, teacher, texts, sampling=sampling(), seed=seed)
+        return {f"{self.name}/{metric}": values for metric, values in metrics.items()}
 
 
 def sampling() -> Sampling:
@@ -92,10 +116,10 @@ def prepare(folder: Path, book: Path) -> None:
     training = Training(
         prepared=folder / "prepared",
         student=folder / "prepared" / "student",
-        settings=settings(),
+        settings=DistillSettings.model_validate(_SHARED),
         curves=folder / "warm-curves.jsonl",
     )
-    training.warm(WARM)
+    training.warm(_WARM)
     training.save(folder / "warm", dtype=torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""A comparison of methods in the small setting: learning rates chosen, trained with every seed, judged, compared."""
+"""A comparison of methods in one setting: learning rates chosen, trained with every seed, judged, compared."""
 
 from __future__ import annotations
 
@@ -11,28 +11,49 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import character_level
 from bootstrap import paired_interval
 from cells import Cells, Result
 from methods import Method
 
+from ammd.distill.policy import Policy
+from ammd.distill.settings import DistillSettings
 from ammd.errors import DistillError
 
-STEPS = 100
-LEARNING_RATES = (1.5e-3, 4.5e-3, 1.35e-2)
+Metrics = dict[str, list[float]]  # by `set/metric`, one number a text
 _TUNING_SEED = 100  # none of those that are reported
 _CHOICE = ("own_jsd_nats", "teacher_jsd_nats")  # no method's own loss on both kinds of text
-_DEV_TEXTS = 256  # that choose a learning rate
 _COST_ROUNDS, _COST_STEPS = 3, 12
+
+
+class Setting(Protocol):
+    """Teacher, texts, warm start and judges that all methods share."""
+
+    name: str
+    work: Path  # prepared
+    steps: int  # of the second phase, at equal steps
+    learning_rates: Sequence[float]
+    threads: int  # of each worker
+
+    def prepared(self, texts: str) -> Path:
+        """Return the prepared folder whose off-policy texts are by the teacher, or `given` with the data."""
+        ...
+
+    def settings(self, *, objective: Mapping[str, Any], seed: int) -> DistillSettings:
+        """Return the settings of a training."""
+        ...
+
+    def judge(self, student: Policy, *, part: str, seed: int) -> Metrics:
+        """Return what the student is worth on the `dev` or the `test` part."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """What is compared: methods by name, seeds, and the method that the others are compared with."""
 
-    work: Path  # prepared
+    setting: Setting
     methods: Mapping[str, Method]
     seeds: Sequence[int]
     reference: str
@@ -51,11 +72,11 @@ def results_of(comparison: Comparison) -> list[Result]:
     """Return every judged cell, computing what no other worker has or is at."""
     import torch
 
-    torch.set_num_threads(1)  # a cell is one worker's; the networks are too small for two
-    work, methods = comparison.work, comparison.methods
-    cells = Cells(work / "cells")
-    rates = {name: tuned_rate(cells, work, name, method) for name, method in methods.items()}
-    results = _judged(cells, comparison, rates, "steps", dict.fromkeys(methods, STEPS))
+    setting, methods = comparison.setting, comparison.methods
+    torch.set_num_threads(setting.threads)
+    cells = Cells(setting.work / "cells")
+    rates = {name: tuned_rate(cells, setting, name, method) for name, method in methods.items()}
+    results = _judged(cells, comparison, rates, "steps", dict.fromkeys(methods, setting.steps))
     if comparison.in_time:
         results += _judged(cells, comparison, rates, "seconds", steps_in_time(cells, comparison))
     return results
@@ -73,7 +94,7 @@ def _judged(
 
     def compute(key: str) -> Result:
         plan = plans[key]
-        return train_and_judge(comparison.work, comparison.methods[plan["method"]], plan)
+        return train_and_judge(comparison.setting, comparison.methods[plan["method"]], plan)
 
     found = cells.compute(plans, compute)
     return [plan | {"budget": budget} | found[key] for key, plan in plans.items()]
@@ -81,24 +102,25 @@ def _judged(
 
 def steps_in_time(cells: Cells, comparison: Comparison) -> dict[str, int]:
     """Return the steps of each method that take as long as the reference's."""
-    whole = json.dumps([[name, dict(one.objective)] for name, one in comparison.methods.items()])
+    setting, methods = comparison.setting, comparison.methods
+    whole = json.dumps([[name, dict(one.objective)] for name, one in methods.items()])
     name = f"costs-{hashlib.sha256(whole.encode()).hexdigest()[:10]}"
-    found = cells.compute([name], lambda _name: step_costs(comparison.work, comparison.methods))
-    costs = found[name]["step_s"]
-    return {name: max(1, round(STEPS * costs[comparison.reference] / cost)) for name, cost in costs.items()}
+    costs = cells.compute([name], lambda _name: step_costs(setting, methods))[name]["step_s"]
+    seconds = setting.steps * costs[comparison.reference]
+    return {name: max(1, round(seconds / cost)) for name, cost in costs.items()}
 
 
-def tuned_rate(cells: Cells, work: Path, name: str, method: Method) -> float:
+def tuned_rate(cells: Cells, setting: Setting, name: str, method: Method) -> float:
     """Return the learning rate of the grid after which a method's student is nearest to the teacher."""
     plans = {}
-    for lr in LEARNING_RATES:
-        plan = {"steps": STEPS, "lr": lr, "seed": _TUNING_SEED, "part": "dev"}
+    for lr in setting.learning_rates:
+        plan = {"steps": setting.steps, "lr": lr, "seed": _TUNING_SEED, "part": "dev"}
         plans[cell_name(name, method, plan)] = plan
-    found = cells.compute(plans, lambda key: train_and_judge(work, method, plans[key]))
+    found = cells.compute(plans, lambda key: train_and_judge(setting, method, plans[key]))
 
     def distance(key: str) -> float:
-        metrics = found[key]["metrics"]
-        return sum(statistics.mean(metrics[name]) for name in _CHOICE) if metrics else math.inf
+        chosen = [values for name, values in found[key]["metrics"].items() if name.endswith(_CHOICE)]
+        return sum(map(statistics.mean, chosen)) if chosen else math.inf
 
     return float(plans[min(plans, key=distance)]["lr"])
 
@@ -109,75 +131,63 @@ def cell_name(name: str, method: Method, plan: Mapping[str, Any]) -> str:
     return f"{name}/{plan['part']}-{plan['seed']}-{hashlib.sha256(whole.encode()).hexdigest()[:10]}"
 
 
-def step_costs(work: Path, methods: Mapping[str, Method]) -> Result:
+def step_costs(setting: Setting, methods: Mapping[str, Method]) -> Result:
     """Return seconds a step of each method, all timed in turn, median of the rounds."""
     seen: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(_COST_ROUNDS):
         for name, method in methods.items():
-            plan = {"steps": _COST_STEPS, "lr": LEARNING_RATES[0], "seed": _TUNING_SEED}
-            _, seconds = train(work, method, plan)
+            plan = {"steps": _COST_STEPS, "lr": setting.learning_rates[0], "seed": _TUNING_SEED}
+            _, seconds = train(setting, method, plan)
             seen[name].append(seconds / _COST_STEPS)
     return {"step_s": {name: statistics.median(values) for name, values in seen.items()}, "rounds": seen}
 
 
-def train(work: Path, method: Method, plan: Mapping[str, Any]) -> tuple[Any, float]:
-    """Train one student from the shared warm start; return its training and the seconds of its steps."""
+def train(setting: Setting, method: Method, plan: Mapping[str, Any]) -> tuple[Policy, float]:
+    """Train one student from the shared warm start; return it and the seconds of its steps."""
     from ammd.distill.training import Training
 
     objective = dict(method.objective) | {"steps": plan["steps"], "lr": plan["lr"]}
-    settings = character_level.settings(objective=objective, seed=plan["seed"])
+    settings = setting.settings(objective=objective, seed=plan["seed"])
     with tempfile.TemporaryDirectory() as folder:
         curves = Path(folder) / "curves.jsonl"
         training = Training(
-            prepared=work / ("prepared" if method.texts == "teacher" else "prepared-given"),
-            student=work / "warm",
+            prepared=setting.prepared(method.texts),
+            student=setting.work / "warm",
             settings=settings,
             curves=curves,
         )
         training.skip_texts(settings.warm.steps)
         training.second(settings.objective)
         last = json.loads(curves.read_text(encoding="utf-8").splitlines()[-1])
-    return training, float(last["seconds"])
+    return training.student, float(last["seconds"])
 
 
-def train_and_judge(work: Path, method: Method, plan: Mapping[str, Any]) -> Result:
+def train_and_judge(setting: Setting, method: Method, plan: Mapping[str, Any]) -> Result:
     """Return the metrics of one training, or why it ended before its time."""
-    import torch
-    from imitation import measure_imitation
-
-    from ammd.distill.checkpoint import load_model
-    from ammd.distill.policy import Policy
-    from ammd.distill.prompts import read_examples
-
     try:
-        training, seconds = train(work, method, plan)
+        student, seconds = train(setting, method, plan)
     except DistillError as exc:
         return {"metrics": {}, "failure": str(exc), "seconds": None}
-    texts = [(text.prompt_ids, text.response_ids) for text in read_examples(work / f"{plan['part']}.jsonl")]
-    texts = texts[:_DEV_TEXTS] if plan["part"] == "dev" else texts
-    teacher = Policy(load_model(work / "prepared" / "teacher", dtype=torch.float32))
-    metrics, _ = measure_imitation(
-        training.student, teacher, texts, sampling=character_level.sampling(), seed=plan["seed"]
-    )
+    metrics = setting.judge(student, part=plan["part"], seed=plan["seed"])
     return {"metrics": metrics, "failure": None, "seconds": seconds}
 
 
 def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return one flat row for each method, budget, seed and metric."""
+    """Return one flat row for each method, budget, seed, set and metric."""
     rows = []
     for result in results:
         named = {key: result[key] for key in ("method", "budget", "seed", "steps", "lr", "seconds")}
-        named |= {"set": "pride-and-prejudice"}
         if result["failure"]:
-            rows.append(named | {"metric": "failure", "value": result["failure"]})
-        for metric, values in result["metrics"].items():
-            rows.append(named | {"metric": metric, "value": statistics.mean(values)})
+            rows.append(named | {"set": None, "metric": "failure", "value": result["failure"]})
+        for name, values in result["metrics"].items():
+            judged_on, _, metric = name.partition("/")
+            rows.append(named | {"set": judged_on, "metric": metric, "value": statistics.mean(values)})
     return rows
 
 
 def comparisons(results: Sequence[Result], *, reference: str) -> list[dict[str, Any]]:
     """Return the reference minus each other method, with intervals."""
-    whole: dict[tuple[str, str], dict[int, Mapping[str, list[float]]]] = {}
+    whole: dict[tuple[str, str], dict[int, Metrics]] = {}
     for result in results:
         if result["metrics"]:
             whole.setdefault((result["method"], result["budget"]), {})[result["seed"]] = result["metrics"]
@@ -187,21 +197,12 @@ def comparisons(results: Sequence[Result], *, reference: str) -> list[dict[str, 
         seeds = sorted(base.keys() & by_seed.keys())
         if name == reference or not seeds:
             continue
-        for metric in by_seed[seeds[0]]:
+        for key in by_seed[seeds[0]]:
+            judged_on, _, metric = key.partition("/")
             mean, low, high = paired_interval(
-                [base[seed][metric] for seed in seeds], [by_seed[seed][metric] for seed in seeds]
+                [base[seed][key] for seed in seeds], [by_seed[seed][key] for seed in seeds]
             )
-            rows.append(
-                {
-                    "method": reference,
-                    "minus": name,
-                    "budget": budget,
-                    "seeds": len(seeds),
-                    "set": "pride-and-prejudice",
-                    "metric": metric,
-                    "difference": mean,
-                    "low": low,
-                    "high": high,
-                }
-            )
+            named = {"method": reference, "minus": name, "budget": budget, "seeds": len(seeds)}
+            found = {"difference": mean, "low": low, "high": high}
+            rows.append(named | {"set": judged_on, "metric": metric} | found)
     return rows

@@ -1,59 +1,102 @@
 """AMMD beside every method that it is compared with, on one harness, at equal steps and at equal seconds.
 
-    python benchmarks/objectives.py WORK_DIR --book FILE [--seeds 0 1 2 3 4] [--methods ...] [--jobs 2]
+    python benchmarks/objectives.py small WORK_DIR --data FOLDER [--seeds 0 1 2 3 4] [--methods ...] [--jobs 2]
+    python benchmarks/objectives.py instructions WORK_DIR --data FOLDER [--seeds 0 1 2] [--methods ...]
 
-The small setting (`character_level.py`): characters of a novel. Each method's learning rate is chosen on dev prompts
-over the same grid; then each is trained with every seed for the same steps, and for as many steps as fit into the
-seconds that AMMD takes for them, by what a step of each costs when all are timed in turn. A seed changes the order
-of texts, what the student writes while training, and its judged samples. Every training is one cell, kept in
-WORK_DIR, so an interrupted comparison goes on.
+Two settings: characters of a novel (`character_level.py`) and a real model on Dolly's prompts (`instructions.py`);
+FOLDER holds `text-books/` or the `instruct-*/` folders and is needed until WORK_DIR is prepared. Each method's
+learning rate is chosen on dev prompts over the same grid; then each is trained with every seed for the same steps, and
+for as many steps as fit into the seconds that AMMD takes for them, by what a step of each costs when all are timed in
+turn. A seed changes the order of texts, what the student writes while training, and its judged samples. Every training
+is one cell, kept in WORK_DIR, so an interrupted comparison goes on.
 
-Prints one JSON line last and writes `benchmarks/results/objectives.json`. Rows: method, budget, seed, set, metric,
-value; and, for each method, AMMD minus it with a 95 % interval over seeds and prompts.
+Prints one JSON line last and writes `benchmarks/results/objectives.json`, leaving the other setting's rows there as
+they are. Rows: setting, method, budget, seed, set, metric, value; and, for each method, AMMD minus it with a 95 %
+interval over seeds and prompts.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import character_level
-from comparison import LEARNING_RATES, STEPS, Comparison, comparisons, rows_of, run_comparison
-from document import publish
+import instructions
+from character_level import CharacterLevel
+from comparison import Comparison, Setting, comparisons, rows_of, run_comparison
+from document import ROOT, publish, revision
+from instructions import Instructions
 from methods import METHODS, REFERENCE
 
 from ammd.errors import AmmdError
-from ammd.machine import available_cores
+from ammd.machine import describe_machine
+
+RESULT = ROOT / "benchmarks" / "results" / "objectives.json"
 
 
 def main() -> None:
     """Compute what is missing, in as many workers as asked for, then compare."""
     arguments = parse_arguments()
-    if arguments.book:
-        character_level.prepare(arguments.work, arguments.book)
-    methods = {name: METHODS[name] for name in arguments.methods}
+    setting = prepared_setting(arguments)
+    methods = {
+        name: METHODS[name]
+        for name in arguments.methods
+        if arguments.setting == "small" or METHODS[name].texts == "teacher"
+    }
     comparison = Comparison(
-        work=arguments.work, methods=methods, seeds=arguments.seeds, reference=REFERENCE, in_time=True
+        setting=setting, methods=methods, seeds=arguments.seeds, reference=REFERENCE, in_time=True
     )
     results = run_comparison(comparison, jobs=arguments.jobs)
-    publish(
-        "objectives",
-        rows_of(results) + comparisons(results, reference=REFERENCE),
-        steps=STEPS,
-        learning_rates=LEARNING_RATES,
-        methods={name: dict(method.objective) for name, method in methods.items()},
-    )
+    facts = {
+        "machine": describe_machine(),
+        "revision": revision(),
+        "steps": setting.steps,
+        "learning_rates": setting.learning_rates,
+        "methods": {name: dict(method.objective) for name, method in methods.items()},
+    }
+    rows = [
+        {"setting": arguments.setting} | row
+        for row in rows_of(results) + comparisons(results, reference=REFERENCE)
+    ]
+    others, settings = kept(arguments.setting)
+    publish("objectives", others + rows, settings=settings | {arguments.setting: facts})
+
+
+def prepared_setting(arguments: argparse.Namespace) -> Setting:
+    """Return the setting, after preparing it where its data are given."""
+    if arguments.setting == "small":
+        if arguments.data:
+            book = arguments.data / "text-books" / "pride-and-prejudice.jsonl"
+            character_level.prepare(arguments.work, book)
+        return CharacterLevel(work=arguments.work)
+    if arguments.data:
+        instructions.prepare(arguments.work, arguments.data)
+    return Instructions(work=arguments.work)
+
+
+def kept(setting: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the rows and facts of the other setting in the result file."""
+    if not RESULT.is_file():
+        return [], {}
+    document = json.loads(RESULT.read_text(encoding="utf-8"))
+    rows = [row for row in document["rows"] if row["setting"] != setting]
+    return rows, {name: facts for name, facts in document["settings"].items() if name != setting}
 
 
 def parse_arguments() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("setting", choices=("small", "instructions"))
     parser.add_argument("work", type=Path, metavar="WORK_DIR")
-    parser.add_argument("--book", type=Path, help="JSONL with `text`; needed until WORK_DIR is prepared")
+    parser.add_argument("--data", type=Path, metavar="FOLDER")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--jobs", type=int, default=available_cores())
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="workers; the small setting has one thread in each"
+    )
     return parser.parse_args()
 
 

@@ -16,8 +16,10 @@ then known:
 
 clipped where it is also bounded. With a = 1/2 this is  tanh(log(P/Q) / 2) / critic_penalty  and the game's value the
 Vincze-Le Cam divergence. A smaller a lets f grow, up to 1 / (2 a), where the teacher is far above the student, so that
-modes which the student has lost draw it harder; as a falls to 0 the student's gradient becomes that of forward KL. This
-penalty and the closed form are this project's own choice, not the paper's
+modes which the student has lost draw it harder; as a falls to 0 the student's gradient becomes that of forward KL. At
+one state by itself the gradient is, up to a factor, that of KL(P || m), since  (P - Q) / m = (P/m - 1) / (1 - a): what
+the game adds to a skewed divergence is the student's own states, the gaps that follow a token (`score.py`) and critics
+that are less than free. This penalty and the closed form are this project's own choice, not the paper's
 (which trains its critics); `critics.py` trains them. The student's step holds the critic fixed, as in any
 alternating game: its gradient is  - sum_a grad Q(a) f(a).
 """

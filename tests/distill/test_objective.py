@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ammd.distill.divergences import SkewKL
 from ammd.distill.objective import (
     StateTerms,
     Weights,
@@ -85,6 +86,15 @@ def test_a_mixture_of_the_student_alone_gives_the_gradient_of_forward_kl() -> No
     kl = terms_of(teacher, student, Weights(kl=1.0)).grad_logits
     game = terms_of(teacher, student, Weights(game=2.0, critic_mixture=1e-9)).grad_logits
     torch.testing.assert_close(game, kl, rtol=1e-6, atol=1e-8)  # a limit
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+def test_at_one_state_the_closed_form_pulls_where_the_skewed_kl_does(share: float) -> None:
+    """(P - Q) / m = (P/m - 1) / (1 - a): the two gradients differ by the factor 2 penalty (1 - a)^2 alone."""
+    teacher, student = policies()
+    game = terms_of(teacher, student, Weights(game=1.0, critic_penalty=0.7, critic_mixture=share)).grad_logits
+    skewed = terms_of(teacher, student, Weights(divergence=SkewKL(share))).grad_logits
+    torch.testing.assert_close(game * (2 * 0.7 * (1 - share) ** 2), skewed, rtol=1e-9, atol=1e-12)
 
 
 def test_a_skewed_critic_stays_finite_where_the_policies_share_nothing() -> None:

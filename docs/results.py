@@ -1,0 +1,176 @@
+"""Write docs/results.md and its plots from the files in benchmarks/results.
+
+`python docs/results.py` writes; with `--check` nothing is written, and the exit code says whether the page on disk is
+the one that would be. No number on the page is typed in.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+RESULTS = FOLDER.parent / "benchmarks" / "results"
+MADE = "<!-- Made by docs/results.py from benchmarks/results; `make docs` writes it anew. -->\n\n"
+
+Row = Mapping[str, Any]
+METRICS = {
+    "own_nll_nats": "NLL under the teacher, own samples",
+    "own_tv": "TV, own samples",
+    "own_jsd_nats": "JSD, own samples",
+    "teacher_kl_nats": "KL, teacher's samples",
+    "teacher_tv": "TV, teacher's samples",
+    "teacher_jsd_nats": "JSD, teacher's samples",
+}
+BUDGETS = {"steps": "At equal steps", "seconds": "At equal seconds"}
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check the page; return 1 if a check found it out of date."""
+    objectives, ablation = read("objectives"), read("ablation")
+    page = MADE + "\n\n".join([*objectives_part(objectives), *ablation_part(ablation)]) + "\n"
+    path = FOLDER / "results.md"
+    if "--check" in arguments:
+        if path.is_file() and path.read_text(encoding="utf-8") == page:
+            return 0
+        sys.stderr.write("docs/results.md is out of date: run `make docs`\n")
+        return 1
+    path.write_text(page, encoding="utf-8")
+    for budget in BUDGETS:
+        small = [row for row in objectives["rows"] if row["setting"] == "small"]
+        plot(small, budget, FOLDER / f"objectives-{budget}.svg")
+    return 0
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return a result file."""
+    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return document
+
+
+def objectives_part(document: Mapping[str, Any]) -> Iterable[str]:
+    """Yield the paragraphs and tables of the comparison of methods."""
+    rows: Sequence[Row] = [row for row in document["rows"] if row["setting"] == "small"]
+    facts = document["settings"]["small"]
+    reference = next(row["method"] for row in rows if "minus" in row)
+    yield "# Results"
+    yield (
+        "All methods on one harness: same texts, warm start, optimizer, batch, rollouts and loss code; only the\n"
+        "objective differs. Lower is better everywhere. Each number is the mean over seeds with the standard\n"
+        "deviation between them; each learning rate was chosen on other prompts and another seed by the sum of both\n"
+        "Jensen-Shannon distances."
+    )
+    yield "## Small setting: characters of a novel"
+    yield (
+        "`python benchmarks/objectives.py` (`benchmarks/character_level.py` has teacher, student and texts). "
+        f"{facts['steps']} steps from a shared\nwarm start; {describe(rows, facts)}."
+    )
+    for budget, title in BUDGETS.items():
+        judged = [row for row in rows if row.get("budget") == budget and "minus" not in row]
+        yield f"### {title}"
+        yield method_table(judged)
+        yield f"![Both sides of imitation, {title.lower()}](objectives-{budget}.svg)"
+        yield (
+            f"`{reference}` minus each other method, with 95 % intervals over seeds and prompts; below 0 it is the\n"
+            "better one, and bold where the interval does not hold 0:"
+        )
+        differences = [row for row in rows if row.get("budget") == budget and "minus" in row]
+        yield difference_table(differences, of="minus")
+
+
+def ablation_part(document: Mapping[str, Any]) -> Iterable[str]:
+    """Yield the paragraphs and tables of the ablation."""
+    rows: Sequence[Row] = document["rows"]
+    yield "## What each part is worth"
+    yield (
+        "`python benchmarks/ablation.py`, the same setting; the base is AMMD with the recipe's defaults (both sides,\n"
+        "the critic in closed form, no long view), and each arm changes what its name says. "
+        f"{describe(rows, document)}."
+    )
+    yield method_table([row for row in rows if "minus" not in row])
+
+
+def describe(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
+    """Return where and with how many seeds rows were measured."""
+    seeds = sorted({row["seed"] for row in rows if "seed" in row})
+    machine = facts["machine"]
+    count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+    return f"{count}, {machine['cores']} cores of {machine['cpu']}, revision {str(facts['revision'])[:7]}"
+
+
+def method_table(rows: Sequence[Row]) -> str:
+    """Return means and spreads of each method, the best of each column in bold."""
+    by_method: dict[str, dict[str, list[float]]] = {}
+    facts: dict[str, Row] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], {}).setdefault(row["metric"], []).append(row["value"])
+        facts[row["method"]] = row
+    best = {
+        metric: min(statistics.mean(found[metric]) for found in by_method.values() if metric in found)
+        for metric in METRICS
+    }
+    head = ["method", "steps", "learning rate", *METRICS.values()]
+    lines = [head, ["---"] * len(head)]
+    for method, found in by_method.items():
+        cells = [f"`{method}`", str(facts[method]["steps"]), f"{facts[method]['lr']:g}"]
+        for metric in METRICS:
+            if metric not in found:
+                cells.append("failed")
+                continue
+            mean = statistics.mean(found[metric])
+            text = f"{mean:.3f}" if mean > best[metric] else f"**{mean:.3f}**"
+            spread = f" ± {statistics.stdev(found[metric]):.3f}" if len(found[metric]) > 1 else ""
+            cells.append(text + spread)
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def difference_table(rows: Sequence[Row], *, of: str) -> str:
+    """Return the differences to each other method with their intervals."""
+    by_method: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_method.setdefault(row[of], {})[row["metric"]] = row
+    head = ["minus", *METRICS.values()]
+    lines = [head, ["---"] * len(head)]
+    for method, found in by_method.items():
+        cells = [f"`{method}`"]
+        for metric in METRICS:
+            row = found[metric]
+            text = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+            cells.append(f"**{text}**" if row["low"] > 0 or row["high"] < 0 else text)
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plot(rows: Sequence[Row], budget: str, path: Path) -> None:
+    """Draw each method by its distance on its own and on the teacher's samples."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "ammd"  # the same file from the same numbers
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    pairs = (("teacher_kl_nats", "own_nll_nats"), ("teacher_tv", "own_tv"))
+    for panel, (across, up) in zip(panels, pairs, strict=True):
+        values: dict[str, dict[str, list[float]]] = {}
+        for row in rows:
+            if row.get("budget") == budget and row.get("metric") in (across, up) and "minus" not in row:
+                values.setdefault(row["method"], {}).setdefault(row["metric"], []).append(row["value"])
+        for method, found in values.items():
+            x, y = (statistics.mean(found[name]) for name in (across, up))
+            panel.plot(x, y, "o", color="#b2182b" if method == "ammd" else "#4d4d4d")
+            panel.annotate(method, (x, y), textcoords="offset points", xytext=(5, 3), fontsize=8)
+        panel.set_xlabel(METRICS[across])
+        panel.set_ylabel(METRICS[up])
+        panel.grid(alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
