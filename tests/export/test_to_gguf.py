@@ -137,6 +137,34 @@ def test_unknown_architecture_is_refused_with_its_name(tiny_checkpoint: Path, tm
 
 
 @pytest.mark.real
+def test_a_narrow_student_is_converted_with_its_own_sizes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """llama.cpp must take the head size from the file: hidden size by heads would be 32."""
+    import torch
+    from gguf import GGUFReader
+
+    from ammd.distill.checkpoint import load_model, load_tokenizer, save_checkpoint
+    from ammd.distill.width import cut_channels, cut_groups
+    from ammd.runtime.engine import open_engine
+
+    model = load_model(tiny_checkpoint, dtype=torch.float32)
+    cut_groups(model, [torch.tensor([layer % KV_HEADS]) for layer in range(LAYERS)])
+    cut_channels(model, [torch.arange(layer, 96 + layer) for layer in range(LAYERS)])
+    save_checkpoint(model, load_tokenizer(tiny_checkpoint), tmp_path / "narrow")
+    write_f16_gguf(tmp_path / "narrow", tmp_path / "narrow.gguf", name="narrow")
+    fields = GGUFReader(tmp_path / "narrow.gguf").fields
+    assert fields["llama.attention.key_length"].contents() == HEAD_SIZE
+    assert fields["llama.attention.head_count"].contents() == HEADS // KV_HEADS
+    assert fields["llama.feed_forward_length"].contents() == 96
+    ids = [1, 20, 30, 40, 50]
+    with open_engine(tmp_path / "narrow.gguf", threads=1, context_tokens=16) as engine:
+        found = np.concatenate(list(engine.logits(ids)))
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([ids])).logits[0].numpy()
+    # F16 weights and key-value cache; logits are of order 1.
+    np.testing.assert_allclose(found, expected, atol=5e-3)
+
+
+@pytest.mark.real
 def test_same_checkpoint_gives_the_same_bytes(f16: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     write_f16_gguf(tiny_checkpoint, tmp_path / "again.gguf", name="tiny")
     assert _digest(tmp_path / "again.gguf") == _digest(f16)

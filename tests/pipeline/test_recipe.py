@@ -53,8 +53,18 @@ def test_key_of_another_section_is_answered_with_where_it_belongs(recipe_path):
 
 
 def test_unknown_student_kind_names_the_known_ones(recipe_path):
-    message = faults_of(recipe_path, "prepare.student.kind=width")
-    assert '`prepare.student.kind` = `"width"`: should be one of `depth`, `model`' in message
+    message = faults_of(recipe_path, "prepare.student.kind=breadth")
+    assert '`prepare.student.kind` = `"breadth"`: should be one of `depth`, `width`, `model`' in message
+
+
+def test_a_narrower_student_is_checked_with_the_recipe(recipe_path):
+    student = "prepare.student={kind='width', intermediate_size=1000, key_value_heads=2}"
+    message = faults_of(recipe_path, student)
+    assert (
+        "`prepare.student.intermediate_size` = `1000`: should be a multiple of 32, the nearest are" in message
+    )
+    message = faults_of(recipe_path, "prepare.student={kind='width', layers=1}")
+    assert 'kind "width" needs intermediate_size, key_value_heads or both' in message
 
 
 def test_missing_data_file_is_a_fault(recipe_path):

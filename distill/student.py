@@ -1,0 +1,161 @@
+"""The student before training: another model, or the teacher with fewer and narrower layers.
+
+Layers go first, then attention heads, then feed-forward channels. Each cut is chosen on the network that the cuts
+before it have left, by one forward pass over the same texts: what a layer adds depends on what stands before it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .batches import Batch, TokenPair, build_batch
+from .checkpoint import load_tokenizer, save_checkpoint
+from .depth import block_influence, check_layers, cut_layers, kept_layers, layers_of
+from .row_lengths import K_BLOCK_WEIGHTS, fallback_rows, length_warnings, nearest_multiples
+from .settings import DepthStudent, ModelStudent, WidthStudent
+from .source import materialize
+from .tokenizers_match import check_same_tokenizer
+from .width import (
+    channel_importance,
+    check_channels,
+    check_groups,
+    cut_channels,
+    cut_groups,
+    group_importance,
+    group_width,
+    most_important,
+    possible_groups,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("ammd.distill")
+_MEASURED_TEXTS = 32  # 16, 32 and 64, and 32 of other texts, keep the same layers of SmolLM2-135M
+# Architectures whose attention must be as wide as the hidden size in llama.cpp (src/models/, `create_tensor_qkv`).
+_AS_WIDE_AS_HIDDEN = frozenset({"olmo", "qwen2", "stablelm"})
+
+
+def check_student(teacher: PreTrainedModel, wanted: DepthStudent | WidthStudent | ModelStudent) -> None:
+    """Check, before any work, that the student can be cut from `teacher`.
+
+    Raises:
+        DistillError: It cannot; the error names what can.
+    """
+    if isinstance(wanted, ModelStudent):
+        return
+    if wanted.layers is not None:
+        check_layers(len(layers_of(teacher)), wanted.layers)
+    if isinstance(wanted, WidthStudent):
+        if wanted.key_value_heads is not None:
+            check_groups(teacher, wanted.key_value_heads)
+        if wanted.intermediate_size is not None:
+            check_channels(teacher, wanted.intermediate_size)
+
+
+def size_warnings(teacher: PreTrainedModel, wanted: DepthStudent | WidthStudent | ModelStudent) -> list[str]:
+    """Return what the user should know of the sizes that were chosen, as far as other ones would do better."""
+    if not isinstance(wanted, WidthStudent):
+        return []
+    warnings = []
+    config, groups, channels = teacher.config, wanted.key_value_heads, wanted.intermediate_size
+    if groups is not None and groups != config.num_key_value_heads:
+        width, possible = group_width(teacher), possible_groups(teacher)
+        warnings += length_warnings(
+            "key_value_heads",
+            groups,
+            tensor="attn_output",
+            row_weights=groups * width,
+            others=lambda block: [count for count in possible if count * width % block == 0],
+        )
+        if config.model_type in _AS_WIDE_AS_HIDDEN:
+            warnings.append(
+                f"llama.cpp loads a `{config.model_type}` only where its heads fill the hidden size: "
+                "this student's ONNX files will run, its GGUF files will not"
+            )
+    if channels is not None and channels != config.intermediate_size:
+        warnings += length_warnings(
+            "intermediate_size",
+            channels,
+            tensor="ffn_down",
+            row_weights=channels,
+            others=lambda block: nearest_multiples(channels, block, most=config.intermediate_size),
+        )
+    return warnings
+
+
+def write_student(
+    folder: Path,
+    pairs: Sequence[TokenPair],
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    wanted: DepthStudent | WidthStudent | ModelStudent,
+) -> dict[str, Any]:
+    """Write the student that is `wanted` into `folder` and return what it is.
+
+    Args:
+        folder: To be made.
+        pairs: Training texts, on which parts are judged.
+        teacher: Is cut in place, so it must have been saved.
+        tokenizer: The teacher's.
+        wanted: As `check_student` has found it possible.
+
+    Raises:
+        DistillError: A model cannot be used.
+        TokenizerMismatchError: Student and teacher do not share a tokenizer.
+    """
+    if isinstance(wanted, ModelStudent):
+        materialize(wanted.source, folder)
+        check_same_tokenizer(load_tokenizer(folder), tokenizer)
+        return {"source": wanted.source}
+    batch = measured_batch(pairs)
+    facts: dict[str, Any] = {}
+    if wanted.layers is not None:
+        influence = block_influence(teacher, batch)
+        kept = kept_layers(influence, wanted.layers)
+        cut_layers(teacher, kept)
+        facts |= {"kept_layers": kept, "block_influence": influence}
+    if isinstance(wanted, WidthStudent):
+        facts |= _narrow(teacher, batch, wanted)
+    save_checkpoint(teacher, tokenizer, folder)
+    return facts | {"parameters": sum(parameter.numel() for parameter in teacher.parameters())}
+
+
+def measured_batch(pairs: Sequence[TokenPair]) -> Batch:
+    """Return the training texts on which influence and importance are measured."""
+    return build_batch(pairs[:_MEASURED_TEXTS])
+
+
+def _narrow(model: PreTrainedModel, batch: Batch, wanted: WidthStudent) -> dict[str, Any]:
+    """Cut heads and channels of `model`, in place, and return what stayed."""
+    facts: dict[str, Any] = {}
+    if wanted.key_value_heads is not None:
+        kept = [most_important(one, wanted.key_value_heads) for one in group_importance(model, batch)]
+        cut_groups(model, kept)
+        facts["kept_key_value_heads"] = [indices.tolist() for indices in kept]
+    if wanted.intermediate_size is not None:
+        importance = channel_importance(model, batch)
+        cut_channels(model, [most_important(one, wanted.intermediate_size) for one in importance])
+    facts["fallback_rows"] = fallback_rows(_rows(model.config))
+    if "every other" in facts["fallback_rows"]:
+        log.info(
+            "the hidden size of `%d` is the teacher's own and does not divide by %d: most of the student's matrices "
+            "will be stored in larger types than Q4_K_M means, whatever its other sizes are",
+            model.config.hidden_size,
+            K_BLOCK_WEIGHTS,
+        )
+    return facts
+
+
+def _rows(config: Any) -> dict[str, int]:
+    """Return the row lengths of the student's matrices, by their names in a GGUF."""
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return {
+        "ffn_down": config.intermediate_size,
+        "attn_output": heads * head_size,
+        "every other": config.hidden_size,
+    }
