@@ -117,7 +117,13 @@ def staging_folder(target: Path) -> Iterator[Path]:
 
 
 def remove_partial(target: Path) -> None:
-    """Delete what killed runs left beside `target`. The caller holds the run's lock."""
+    """Delete what killed runs left beside `target`. The caller holds the run's lock.
+
+    Where a kill fell between the two renames that replace `target`, the old one is put back first.
+    """
+    old = _old(target)
+    if old.exists() and not target.exists():
+        old.rename(target)
     for leftover in target.parent.glob(f"{_PARTIAL_PREFIX}{glob.escape(target.name)}-*"):
         _remove(leftover)
 
@@ -157,7 +163,7 @@ def replace(source: Path, target: Path) -> None:
 
 def _swap(source: Path, target: Path) -> None:
     """Rename in two steps, as no system call exchanges folders everywhere; undone if the second fails."""
-    old = target.with_name(f"{_PARTIAL_PREFIX}{target.name}-old")
+    old = _old(target)
     _remove(old)
     target.rename(old)
     try:
@@ -166,6 +172,11 @@ def _swap(source: Path, target: Path) -> None:
         old.rename(target)
         raise
     _remove(old)
+
+
+def _old(target: Path) -> Path:
+    """Return where `target` lies while it is replaced."""
+    return target.with_name(f"{_PARTIAL_PREFIX}{target.name}-old")
 
 
 def _remove(path: Path) -> None:

@@ -1,7 +1,9 @@
 """Notice when a run has collapsed, from the lines it logs, and say how.
 
 The limits are far from what any healthy run of this project showed: they are there to end a run that cannot
-recover, not to judge one. Means over a few steps are compared with the phase's own beginning.
+recover, not to judge one. Means over a few steps are compared with the phase's own beginning and with the teacher: a
+student whose entropy falls while it comes nearer to a teacher that is sure of itself is well, and so is one that
+repeats no more than its teacher does.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from .step_log import StepLog
 
 _WINDOW_STEPS = 5
 _ENTROPY_SHARE = 0.1  # of the first window's
-_REPETITION = 0.6  # share of repeated 4-token sequences; teachers and healthy students stay below 0.2
+_REPETITION = 0.6  # share of repeated 4-token sequences; most teachers and healthy students stay below 0.2
+_REPETITION_BEYOND = 0.3  # the teacher's
 _SATURATION = 0.95  # share of the policies' mass at the critic's bound
 _STILL_STEPS = 25  # in succession
 
@@ -70,7 +73,8 @@ class CollapseWatch:
                     hint="lower `critic.lr` or `critic.max_change`, or raise `critic_penalty`",
                 )
         repetition = _mean(self._recent, "repetition_on")
-        if repetition is not None and repetition > _REPETITION:
+        usual = _mean(self._recent, "repetition_off") or 0.0
+        if repetition is not None and repetition > max(_REPETITION, usual + _REPETITION_BEYOND):
             raise _collapse(
                 entry,
                 f"the student repeats itself: {repetition:.0%} of the 4-token sequences of its texts are not new",
@@ -80,7 +84,8 @@ class CollapseWatch:
     def _check_entropy(self, entry: StepLog, side: str) -> None:
         now = _mean(self._recent, f"entropy_{side}")
         first = _mean(self._first, f"entropy_{side}")
-        if now is not None and first and now < _ENTROPY_SHARE * first:
+        nearer = (_mean(self._recent, f"tv_{side}") or 0.0) < (_mean(self._first, f"tv_{side}") or 0.0)
+        if now is not None and first and now < _ENTROPY_SHARE * first and not nearer:
             raise _collapse(
                 entry,
                 f"the student's entropy fell from {first:.3f} to {now:.3f} nats",

@@ -102,9 +102,9 @@ class Snapshots:
         from safetensors.torch import load_file
 
         target = self._folder / _STATE_NAME
+        remove_partial(target)
         if not target.is_dir():
             return None
-        remove_partial(target)
         try:
             load_manifest(target)
         except ArtifactError as exc:

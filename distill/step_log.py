@@ -44,6 +44,7 @@ class StepLog:
     critic_saturation_on: float | None = None
     response_tokens_on: float | None = None  # mean length
     repetition_on: float | None = None  # share of 4-token sequences that stood in the same text before
+    repetition_off: float | None = None  # the same of the teacher's texts
 
     def as_line(self) -> dict[str, Any]:
         """Return what was measured."""
@@ -68,13 +69,13 @@ def side_fields(side: str, sums: Sums, adversary: Adversary | None) -> dict[str,
     return {f"{name}_{side}": value for name, value in fields.items()}
 
 
-def text_fields(batch: Batch) -> dict[str, float]:
-    """Return length and repetition of the student's texts."""
+def text_fields(side: str, batch: Batch) -> dict[str, float]:
+    """Return repetition in the texts of one side, and the length of the student's."""
     texts = [row[mask].tolist() for row, mask in zip(batch.token_ids, batch.response_mask, strict=True)]
-    return {
-        "response_tokens_on": sum(map(len, texts)) / len(texts),
-        "repetition_on": sum(map(repeated_share, texts)) / len(texts),
-    }
+    found = {f"repetition_{side}": sum(map(repeated_share, texts)) / len(texts)}
+    if side == "on":
+        found["response_tokens_on"] = sum(map(len, texts)) / len(texts)
+    return found
 
 
 def repeated_share(tokens: list[int]) -> float:

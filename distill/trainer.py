@@ -199,7 +199,8 @@ class _Loop:
             total += loss
             tokens += sums.tokens
             shares.append(sums.critic_share)
-            measured |= side_fields("off", sums, self._adversaries.get("off")) | {"kl_nats": sums.kl_nats}
+            measured |= side_fields("off", sums, self._adversaries.get("off"))
+            measured |= text_fields("off", off.batch) | {"kl_nats": sums.kl_nats}
         if on is not None and phase.on is not None:
             own = Score(
                 estimator=phase.estimator,
@@ -211,7 +212,7 @@ class _Loop:
             total += loss
             tokens += sums.tokens
             shares.append(sums.critic_share)
-            measured |= side_fields("on", sums, self._adversaries.get("on")) | text_fields(on)
+            measured |= side_fields("on", sums, self._adversaries.get("on")) | text_fields("on", on)
             if phase.discount:
                 measured["future_gap"] = sums.future_gap
             before = sums.answered_gap if self._baseline is None else self._baseline

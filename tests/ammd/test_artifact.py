@@ -84,6 +84,31 @@ def test_publish_restores_the_old_folder_when_the_rename_fails(
     assert (tmp_path / "stage" / "part" / "a.txt").read_text() == "old"
 
 
+def test_a_kill_between_both_renames_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process dies in the second rename: nothing that would undo the first one runs."""
+    target, source = tmp_path / "state", tmp_path / "new"
+    for folder in (target, source):
+        folder.mkdir()
+        (folder / "x").write_text(folder.name)
+    renames = Path.rename
+
+    def die_in_the_second(path: Path, to: Path) -> Path:
+        if path == source:
+            raise KeyboardInterrupt  # not an OSError, as a kill is none
+        return renames(path, to)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", die_in_the_second)
+        artifact.replace(source, target)
+    assert not target.exists()
+    artifact.remove_partial(target)
+    assert (target / "x").read_text() == "state"
+    artifact.replace(source, target)
+    artifact.remove_partial(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    assert (target / "x").read_text() == "new"
+
+
 def test_replace_puts_a_file_in_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "new").write_text("new")
     (tmp_path / "out").write_text("old")

@@ -38,6 +38,31 @@ def test_a_collapse_is_named_once_it_lasts(
             watch.check(line(step, **sick))
 
 
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"entropy_on": 2.0, "tv_on": 0.5}, {"entropy_on": 0.1, "tv_on": 0.2}),
+        ({"repetition_on": 0.1, "repetition_off": 0.7}, {"repetition_on": 0.8, "repetition_off": 0.7}),
+    ],
+    ids=["sure like its teacher", "repeating like its teacher"],
+)
+def test_a_student_that_becomes_like_its_teacher_is_well(
+    first: dict[str, float], then: dict[str, float]
+) -> None:
+    watch = CollapseWatch()
+    for step in range(1, 31):
+        watch.check(line(step, **(first if step <= 10 else then)))
+
+
+def test_a_student_that_is_sure_of_something_else_has_collapsed() -> None:
+    watch = CollapseWatch()
+    for step in range(1, 11):
+        watch.check(line(step, entropy_on=2.0, tv_on=0.5))
+    with pytest.raises(CollapseError, match="entropy fell"):
+        for step in range(11, 21):
+            watch.check(line(step, entropy_on=0.1, tv_on=0.6))
+
+
 def test_a_student_that_stands_still_for_long_ends_the_run() -> None:
     watch = CollapseWatch()
     for step in range(1, 25):
