@@ -157,7 +157,7 @@ class Clock:
 
 def train_ours(work: Path, name: str, steps: int) -> dict[str, float]:
     """Run one of our objectives; the first steps, up to the second round of texts, are not counted."""
-    from ammd.distill import critics, policy, student_texts
+    from ammd.distill import adversary, policy, student_texts
     from ammd.distill.settings import DistillSettings
     from ammd.distill.training import Training
 
@@ -179,7 +179,7 @@ def train_ours(work: Path, name: str, steps: int) -> dict[str, float]:
     )
     clock = Clock()
     clock.wrap(student_texts.StudentTexts, "next_batch", "rollout")
-    clock.wrap(critics.Adversary, "ascend", "critics")
+    clock.wrap(adversary.Adversary, "ascend", "critics")
     is_student = lambda self: next(self.parameters()).requires_grad  # noqa: E731
     clock.wrap(policy.Policy, "forward", lambda self: "student_forward" if is_student(self) else "teacher")
     training.second(settings.objective)

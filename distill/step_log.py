@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adversary import Adversary
     from .batches import Batch
     from .chunked import Sums
-    from .critics import Adversary
 
 _NGRAM_TOKENS = 4
 

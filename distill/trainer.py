@@ -25,9 +25,10 @@ from ammd.errors import NonFiniteLossError
 from ammd.machine import has_fast_bfloat16, release_freed_memory, total_memory_bytes
 from ammd.progress import progress
 
+from .adversary import Adversary
 from .chunked import States, Sums, matching_loss
 from .collapse import CollapseWatch
-from .critics import Adversary, Potential, Views
+from .critics import Potential, Views
 from .fleet import Fleet
 from .minillm import SequenceScore
 from .policy import Policy

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ammd.distill.adversary import Adversary, Blocks, ascent_gradients
 from ammd.distill.chunked import States, matching_loss
 from ammd.distill.critic_settings import LearnedCritic, LinearCritic, LowRankCritic, MlpCritic
-from ammd.distill.critics import Adversary, CriticHead, Potential, Views, ascent_gradients
+from ammd.distill.critics import CriticHead, Potential, Views
 from ammd.distill.fleet import Fleet
 from ammd.distill.objective import Weights
 from ammd.distill.score import Score
@@ -115,7 +116,7 @@ def test_ascent_gradients_equal_automatic_differentiation(
         assert (f.abs() == bound).any()
     mixture = share * p + (1 - share) * q
     value = (((p - q) * f).sum(-1) - 0.7 * (mixture * f**2).sum(-1)).mean()
-    found = ascent_gradients(potential, seen, weights)
+    found = ascent_gradients(potential, Blocks(potential, seen, weights), weights)
     trained = [
         (tensor, mine)
         for tensor, mine in zip((potential.projected, potential.matrix), found, strict=True)
@@ -170,7 +171,7 @@ def test_at_equality_only_the_penalty_moves_a_critic_and_pulls_it_to_zero() -> N
         teacher_head=seen.teacher_head,
     )
     nothing = Potential(projected=torch.zeros(STATES, 4), matrix=normal(VOCABULARY, 4))
-    assert float(ascent_gradients(nothing, equal, WEIGHTS)[0].abs().max()) == 0
+    assert float(ascent_gradients(nothing, Blocks(nothing, equal, WEIGHTS), WEIGHTS)[0].abs().max()) == 0
     potential = Potential(projected=normal(STATES, 4), matrix=normal(VOCABULARY, 4, seed=1))
     p, _ = policies(equal)
     f = (potential.projected @ potential.matrix.T).tanh() / 0.7
