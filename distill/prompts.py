@@ -161,6 +161,7 @@ def _parse(line: str, path: Path, number: int) -> Conversation:
         raise DataError(f"{where} has no `prompt` text and no `messages`", line=number)
     if response is not None and not isinstance(response, str):
         raise DataError(f"{where} has a `response` that is not text", line=number)
+    _check_not_empty(response, where, number)
     return Conversation(messages=({"role": "user", "content": prompt},), response=response, line=number)
 
 
@@ -177,7 +178,17 @@ def _from_messages(messages: object, where: str, number: int) -> Conversation:
     if messages[-1]["role"] == "assistant":
         response = messages[-1]["content"]
         messages = messages[:-1]
+        _check_not_empty(response, where, number)
     if not messages or messages[-1]["role"] != "user":
         raise DataError(f"{where}: `messages` has no user message to answer", line=number)
     kept = tuple({"role": message["role"], "content": message["content"]} for message in messages)
     return Conversation(messages=kept, response=response, line=number)
+
+
+def _check_not_empty(response: str | None, where: str, number: int) -> None:
+    if response is not None and not response.strip():
+        raise DataError(
+            f"{where} has an empty response, from which a student learns to say nothing",
+            hint="leave the response out to let the teacher write one, or drop the line",
+            line=number,
+        )

@@ -20,8 +20,13 @@ import torch
 
 from ammd.errors import DataError
 
+from .batches import TokenPair, build_batch
+from .policy import Policy
+
 STATES_NAME = "teacher_states.npy"
 _STARTS_NAME = "teacher_states_start.npy"
+# Of the first text's states, read again: rounding to bfloat16 in other batches moves them by about a hundredth.
+_GREATEST_DISTANCE = 0.2
 
 
 class TeacherStatesWriter:
@@ -79,6 +84,7 @@ class TeacherStates:
         Raises:
             DataError: The files are missing or are not such arrays.
         """
+        self._folder = folder
         try:
             self._states: Any = np.load(folder / STATES_NAME, mmap_mode="r", allow_pickle=False)
             self._starts = np.load(folder / _STARTS_NAME, allow_pickle=False)
@@ -95,6 +101,35 @@ class TeacherStates:
         ]
         joined = torch.from_numpy(np.concatenate(pieces))
         return joined.view(torch.bfloat16) if joined.dtype == torch.uint16 else joined
+
+    def check(self, teacher: Policy, pairs: Sequence[TokenPair]) -> None:
+        """Check that these are the states of `teacher` at the responses of `pairs`.
+
+        Files that lie in one folder need not belong together. The first text is read again; states of another teacher,
+        tokenizer, template or text are far off, those of the same differ by rounding alone.
+
+        Raises:
+            DataError: They are not.
+        """
+        expected = sum(len(response) for _, response in pairs)
+        if self._states.shape != (expected, teacher.head.shape[1]) or len(self._starts) != len(pairs):
+            raise self._foreign(
+                f"{self._states.shape[0]} states of {self._states.shape[1]} numbers, not "
+                f"{expected} of {teacher.head.shape[1]}"
+            )
+        with torch.inference_mode():
+            again = teacher(build_batch(pairs[:1])).float()
+        kept = self.rows([0], [len(again)]).float()
+        distance = float((kept - again).norm() / again.norm())
+        if not distance < _GREATEST_DISTANCE:
+            raise self._foreign(f"those of the first text are off by {distance:.0%}")
+
+    def _foreign(self, how: str) -> DataError:
+        return DataError(
+            f"the states in `{self._folder}` are not this teacher's at these texts: {how}",
+            hint="run the prepare stage again",
+            path=str(self._folder),
+        )
 
 
 def _as_numpy(states: torch.Tensor) -> Any:

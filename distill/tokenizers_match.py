@@ -11,12 +11,18 @@ from .gguf_tokenizer import PROBE_TEXTS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_PROBE_CHAT = [
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "Two."},
+    {"role": "user", "content": "Three?"},
+]
+
 
 def check_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Check that both give the same id to every token and split the probe texts alike.
+    """Check that both give the same id to every token, split the probe texts and render a probe chat alike.
 
     Equal vocabulary *size* proves nothing, and padded embedding rows make it differ between models that share
-    a tokenizer, so neither is looked at.
+    a tokenizer, so neither is looked at. A student without a chat template takes the teacher's.
 
     Raises:
         TokenizerMismatchError: Names the first difference.
@@ -44,3 +50,13 @@ def check_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTo
     for text in PROBE_TEXTS:
         if student.encode(text, add_special_tokens=False) != teacher.encode(text, add_special_tokens=False):
             raise TokenizerMismatchError(f"student and teacher split `{text}` differently", hint=hint)
+    if student.chat_template and teacher.chat_template and _rendered(student) != _rendered(teacher):
+        raise TokenizerMismatchError(
+            f"student and teacher render a chat differently: `{_rendered(student)}` and `{_rendered(teacher)}`",
+            hint="give the student's checkpoint the teacher's chat template, or none",
+        )
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase) -> str:
+    text: str = tokenizer.apply_chat_template(_PROBE_CHAT, tokenize=False, add_generation_prompt=True)
+    return text

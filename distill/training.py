@@ -85,6 +85,7 @@ class Training:
         if not self._pairs or not all(response for _, response in self._pairs):
             raise DistillError(f"`{prepared / 'train.jsonl'}` holds prompts without responses to learn from")
         self._teacher_states = TeacherStates(prepared)
+        self._teacher_states.check(self._teacher, self._pairs)
         self._learned = len(self._pairs) - _kept_back(settings.objective)  # the rest only measures
         if self._learned < 1:
             raise DistillError(

@@ -125,6 +125,22 @@ def test_same_tokenizer_passes_and_another_is_named(tiny_checkpoint: Path, tmp_p
         check_same_tokenizer(other, tokenizer)
 
 
+def test_end_token_and_chat_template_are_part_of_the_tokenizer(tiny_checkpoint: Path) -> None:
+    teacher = load_tokenizer(tiny_checkpoint)
+    student = load_tokenizer(tiny_checkpoint)
+    student.eos_token = "<|endoftext|>"
+    with pytest.raises(TokenizerMismatchError, match="`eos_token_id` is 0 for the student and 2"):
+        check_same_tokenizer(student, teacher)
+    student = load_tokenizer(tiny_checkpoint)
+    student.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    with pytest.raises(
+        TokenizerMismatchError, match=r"render a chat differently: `One\?Two\.Three\?` and `<"
+    ):
+        check_same_tokenizer(student, teacher)
+    student.chat_template = None
+    check_same_tokenizer(student, teacher)
+
+
 @pytest.mark.real
 def test_rebuilt_tokenizer_agrees_with_llama_cpp_and_a_wrong_one_does_not(packaged_gguf: Path) -> None:
     from tokenizers import pre_tokenizers

@@ -54,6 +54,11 @@ def test_the_three_forms_are_read(tmp_path: Path) -> None:
         ({"question": "?"}, "line 2 has no `prompt` text"),
         ({"prompt": "  "}, "line 2 has no `prompt` text"),
         ({"prompt": "A", "response": 3}, "line 2 has a `response` that is not text"),
+        ({"prompt": "A", "response": " "}, "line 2 has an empty response"),
+        (
+            {"messages": [{"role": "user", "content": "A"}, {"role": "assistant", "content": ""}]},
+            "line 2 has an empty response",
+        ),
         ({"messages": []}, "line 2: `messages` is not a list"),
         ({"messages": [{"role": "user"}]}, "line 2: `messages` is not a list"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "line 2: `messages` has no user message"),

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ammd.distill.batches import TokenPair
+from ammd.distill.checkpoint import load_model
+from ammd.distill.policy import Policy
 from ammd.distill.teacher_states import STATES_NAME, TeacherStates, TeacherStatesWriter
 from ammd.errors import DataError
 
@@ -30,3 +33,21 @@ def test_missing_and_foreign_files_are_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / STATES_NAME).write_bytes(b"not an array")
     with pytest.raises(DataError, match="cannot read the teacher's states"):
         TeacherStates(tmp_path)
+
+
+def test_states_of_another_teacher_or_of_other_texts_are_refused(
+    small_prepared: Path, pairs: list[TokenPair], tiny_checkpoint: Path
+) -> None:
+    states = TeacherStates(small_prepared)
+    teacher = Policy(load_model(tiny_checkpoint, dtype=torch.float32))
+    states.check(teacher, pairs)
+    states.check(Policy(load_model(tiny_checkpoint, dtype=torch.bfloat16)), pairs)
+    student = Policy(load_model(small_prepared / "student", dtype=torch.float32))
+    with pytest.raises(
+        DataError, match="are not this teacher's at these texts: those of the first text are off"
+    ):
+        states.check(student, pairs)
+    with pytest.raises(DataError, match="off by"):
+        states.check(teacher, [pairs[5], *pairs[1:5], pairs[0], *pairs[6:]])
+    with pytest.raises(DataError, match=r"states of 64 numbers, not \d+ of 64"):
+        states.check(teacher, pairs[:-1])
