@@ -250,6 +250,9 @@ class MiniLLM(SecondPhase):
     """Steps for which one round of texts lasts; more is faster and less on-policy."""
 
 
+QuantizedScheme = Literal["gguf-q4_0", "gguf-q8_0", "onnx-int4"]
+
+
 Objective = Annotated[
     Ammd
     | LeCam
@@ -304,8 +307,17 @@ class DistillSettings(Settings):
     """The first phase."""
     objective: Objective = Ammd()
     """The second phase; `kind` says which, `ammd` when absent."""
+    quantize_as: QuantizedScheme | None = None
+    """Export scheme that the second phase trains for: the student computes with the weights that such a file will hold,
+    and so learns to mend what rounding does to it; absent, it is rounded only when exported."""
     seed: int = 0
     """Source of all randomness in the stage; the pipeline passes the recipe's own."""
+
+    @model_validator(mode="after")
+    def _adapters_are_not_in_the_file(self) -> Self:
+        if self.lora is not None and self.quantize_as is not None:
+            raise ValueError("lora and quantize_as exclude each other: a file holds the sums, adapters train apart")
+        return self
 
     @field_validator("objective", mode="before")
     @classmethod

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,17 +32,19 @@ from .critics import Potential, Views
 from .fleet import Fleet
 from .minillm import SequenceScore
 from .policy import Policy
+from .rounded_weights import RoundedWeights
 from .score import Estimator, Score
 from .sides import Side
 from .snapshots import State, optimizer_state, restore_optimizer
 from .step_log import StepLog, side_fields, text_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from .batches import Batch
     from .critic_settings import LearnedCritic
     from .settings import DistillSettings
+    from .stored_as import Rounding
     from .supply import Supply, TeacherBatch
 
 # Up to this length the CPU's plain attention beats its fused one (108 tokens, bfloat16: a backward pass of 1.0 s
@@ -72,6 +74,7 @@ class Phase:
     temperature: float = 1.0  # at which the student's texts are sampled
     critic: LearnedCritic | None = None  # None: in closed form
     sequence_score: SequenceScore | None = None  # in the place of the game's own on the student's texts
+    roundings: Mapping[torch.nn.Parameter, Rounding] = field(default_factory=dict)  # of the student's weights
 
 
 def run_phase(
@@ -114,6 +117,7 @@ def run_phase(
     if start is not None:
         state.restore(start)
     with (
+        loop.rounded.applied(),
         progress(f"distill {phase.name}", phase.steps, silent=not fleet.is_first) as report,
         (curves if fleet.is_first else Path(os.devnull)).open("a", buffering=1, encoding="utf-8") as log,
     ):
@@ -161,6 +165,7 @@ class _Loop:
         self, phase: Phase, student: Policy, teacher: Policy, settings: DistillSettings, fleet: Fleet
     ) -> None:
         self._phase, self._teacher, self._settings, self._fleet = phase, teacher, settings, fleet
+        self.rounded = RoundedWeights(phase.roundings)
         precision = "bf16" if uses_bfloat16(settings) else "no"
         # The only buffers are the rotary frequencies, the same everywhere.
         parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -231,7 +236,8 @@ class _Loop:
         if phase.critic is not None:
             measured["stood_still"] = min(shares) < phase.critic.min_share
         if not measured.get("stood_still"):
-            self._optimizer.step()
+            with self.rounded.lifted():
+                self._optimizer.step()
             self._schedule.step()
         self._optimizer.zero_grad()
         self._tokens += tokens
@@ -260,7 +266,8 @@ class _Loop:
                 "adversaries": list(self._adversaries),
             },
         )
-        whole.put("student", State(tensors=dict(policy.named_parameters())))
+        with self.rounded.lifted():  # the tensors of this moment; the parameters are given others after it
+            whole.put("student", State(tensors={name: p.detach() for name, p in policy.named_parameters()}))
         whole.put("optimizer", optimizer_state(self._optimizer))
         for name, adversary in self._adversaries.items():
             whole.put(name, adversary.state())

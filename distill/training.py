@@ -30,6 +30,7 @@ from .score import Score
 from .settings import Ammd, DistiLLM, Game, MiniLLM, OnPolicyPhase
 from .sides import Side, sides_of
 from .snapshots import Snapshots, State
+from .stored_as import roundings_of
 from .student_texts import StudentTexts
 from .supply import BothSides, TeacherTexts
 from .teacher_states import TeacherStates
@@ -79,6 +80,7 @@ class Training:
             add_adapters(self.student.model, settings.lora, seed=settings.seed)
         if settings.checkpoint_activations:
             self.student.checkpoint_activations()
+        self._roundings = roundings_of(self.student.model, settings.quantize_as)  # known before any work
         self._pairs: list[TokenPair] = [
             (example.prompt_ids, example.response_ids) for example in read_examples(prepared / "train.jsonl")
         ]
@@ -104,6 +106,9 @@ class Training:
     def warm(self, settings: WarmStart) -> None:
         """Run the first phase: forward KL on the teacher's texts.
 
+        Its weights are not rounded: it has a cut network to mend, whose loss is far above that of rounding, and what it
+        leaves is the same start for every scheme.
+
         Raises:
             NonFiniteLossError: Training diverged.
         """
@@ -121,6 +126,7 @@ class Training:
         """
         off, on = sides_of(settings, batch_size=self.settings.batch_size)
         phase = Phase(name=settings.kind, steps=settings.steps, lr=settings.lr, off=off, on=on)
+        phase = replace(phase, roundings=self._roundings)
         if isinstance(settings, Game):
             phase = replace(phase, discount=settings.discount, estimator=settings.estimator)
         if isinstance(settings, Ammd) and isinstance(settings.critic, LearnedCritic):

@@ -19,6 +19,7 @@ _STANDS_IN_FOR = {"Q5_0": "Q4_K", "Q5_1": "Q5_K", "Q8_0": "Q6_K"}
 _MEANT = {
     "f16": frozenset({"F16"}),
     "q8_0": frozenset({"Q8_0"}),
+    "q4_0": frozenset({"Q4_0", "Q6_K"}),
     "q4_k_m": frozenset({"Q4_K", "Q5_K", "Q6_K"}),
 }
 
@@ -48,7 +49,7 @@ class GgufContents:
 
 
 def read_contents(path: Path, *, scheme: str) -> GgufContents:
-    """Read sizes and types of all tensors in a GGUF made for `scheme` (`f16`, `q8_0` or `q4_k_m`).
+    """Read sizes and types of all tensors in a GGUF made for `scheme` (`f16`, `q8_0`, `q4_0` or `q4_k_m`).
 
     Raises:
         ExportError: The file is not a GGUF or holds no tensors.
@@ -91,10 +92,9 @@ def _fallback(tensor: Any, scheme: str) -> Fallback | None:
     meant = _MEANT[scheme]
     if stored in meant:
         return None
-    asked = _STANDS_IN_FOR.get(stored, "") if scheme == "q4_k_m" else min(meant)
     return Fallback(
         tensor=str(tensor.name),
-        asked=asked or "Q4_K",  # F16 stands in where not even 32 divides the row
+        asked=_STANDS_IN_FOR.get(stored, min(meant)),  # F16 stands in where not even 32 divides the row
         stored=stored,
         row_weights=int(tensor.shape[0]),
     )

@@ -14,6 +14,7 @@ class Scheme(StrEnum):
 
     GGUF_F16 = "gguf-f16"
     GGUF_Q8_0 = "gguf-q8_0"
+    GGUF_Q4_0 = "gguf-q4_0"
     GGUF_Q4_K_M = "gguf-q4_k_m"
     ONNX_INT4 = "onnx-int4"
 

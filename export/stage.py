@@ -1,6 +1,7 @@
 """The export stage: a checkpoint becomes the files that phones run.
 
     checkpoint ── llama.cpp's converter ──► student-f16.gguf ── llama.cpp's quantizer ──► student-q8_0.gguf
+        │                                                                                student-q4_0.gguf
         │                                                                                student-q4_k_m.gguf
         └──────── onnxruntime-genai's builder ──► onnx-int4/
 
@@ -25,11 +26,12 @@ from .settings import ExportSettings, Scheme
 from .to_gguf import write_f16_gguf
 from .to_onnx import WEIGHTS, write_int4_onnx
 
-_QUANTIZED = {Scheme.GGUF_Q8_0: "Q8_0", Scheme.GGUF_Q4_K_M: "Q4_K_M"}
+_QUANTIZED = {Scheme.GGUF_Q8_0: "Q8_0", Scheme.GGUF_Q4_0: "Q4_0", Scheme.GGUF_Q4_K_M: "Q4_K_M"}
 # The most that one weight takes, fallbacks included, to estimate the room that is needed on the disk.
 _DISK_BYTES_PER_WEIGHT = {
     Scheme.GGUF_F16: 2.0,
     Scheme.GGUF_Q8_0: 1.07,
+    Scheme.GGUF_Q4_0: 1.07,
     Scheme.GGUF_Q4_K_M: 1.07,
     Scheme.ONNX_INT4: 1.0,
 }

@@ -39,8 +39,8 @@ class Stage:
 # Bytes per parameter: weights are written in 4 bytes at most (float32), a student never has more parameters
 # than its teacher. prepare writes teacher and student; distill writes two students and a snapshot of 12 bytes beside
 # the one before it, and holds weights, gradient and two Adam moments in float32 beside the teacher, and as much again
-# in activations and rollouts (the quickstart peaked at 4.8 GiB, 38.5 bytes each); export writes f16, q8_0, q4_k_m and
-# int4 with unquantized embeddings and converts through a float32 copy.
+# in activations and rollouts (the quickstart peaked at 4.8 GiB, 38.5 bytes each); export writes f16, q8_0, q4_0, q4_k_m
+# and int4 with unquantized embeddings and converts through a float32 copy.
 _TABLE = (
     Stage(
         name="prepare",
@@ -72,7 +72,7 @@ _TABLE = (
         code_version=2,
         libraries=("llama-cpp-python", "onnxruntime-genai", "transformers"),
         error="ExportError",
-        disk_bytes_per_parameter=5,
+        disk_bytes_per_parameter=6,
         memory_bytes_per_parameter=10,
     ),
     Stage(

@@ -58,7 +58,7 @@ def prepared(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def settings_of(objective: dict[str, object], *, steps: int = 6) -> DistillSettings:
+def settings_of(objective: dict[str, object], *, steps: int = 6, **changes: object) -> DistillSettings:
     return DistillSettings.model_validate(
         {
             "batch_size": 4,
@@ -66,6 +66,7 @@ def settings_of(objective: dict[str, object], *, steps: int = 6) -> DistillSetti
             "warm": {"steps": 4, "lr": 1e-3},
             "objective": {"steps": steps, "lr": 1e-3, **objective},
             "seed": 5,
+            **changes,
         }
     )
 
@@ -93,11 +94,19 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, phase: str, step: int) -> None:
     monkeypatch.setattr(CollapseWatch, "check", check)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [*((name, {}) for name in OBJECTIVES), ("ammd", {"quantize_as": "gguf-q4_0"})],
+    ids=[*OBJECTIVES, "quantized"],
+)
 def test_stopped_and_resumed_equals_uninterrupted(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    changes: dict[str, object],
 ) -> None:
-    settings = settings_of(OBJECTIVES[name])
+    settings = settings_of(OBJECTIVES[name], **changes)
     run(prepared, settings, tmp_path / "whole", None)
     monkeypatch.setattr(Snapshots, "is_due", True)
     for attempt, (phase, step) in enumerate([("warm", 3), ("warm", 4), (OBJECTIVES[name]["kind"], 4)]):

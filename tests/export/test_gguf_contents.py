@@ -50,7 +50,15 @@ def test_matrix_that_q8_0_cannot_hold_is_named(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("kind", "scheme"), [("F16", "f16"), ("Q8_0", "q8_0")])
+def test_a_q4_0_file_may_keep_its_head_finer(tmp_path: Path) -> None:
+    types = {"a": GGMLQuantizationType.Q4_0, "b": GGMLQuantizationType.Q8_0, "c": GGMLQuantizationType.F16}
+    assert read_contents(_write(tmp_path / "a.gguf", types), scheme="q4_0").fallbacks == (
+        Fallback(tensor="b", asked="Q6_K", stored="Q8_0", row_weights=64),
+        Fallback(tensor="c", asked="Q4_0", stored="F16", row_weights=64),
+    )
+
+
+@pytest.mark.parametrize(("kind", "scheme"), [("F16", "f16"), ("Q8_0", "q8_0"), ("Q4_0", "q4_0")])
 def test_file_as_asked_has_no_fallback_and_vectors_do_not_count(
     tmp_path: Path, kind: str, scheme: str
 ) -> None:

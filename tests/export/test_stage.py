@@ -20,6 +20,7 @@ from ammd.export.stage import ExportInputs, run
 FILES = {
     "gguf-f16": "student-f16.gguf",
     "gguf-q8_0": "student-q8_0.gguf",
+    "gguf-q4_0": "student-q4_0.gguf",
     "gguf-q4_k_m": "student-q4_k_m.gguf",
     "onnx-int4": "onnx-int4",
 }
@@ -51,7 +52,12 @@ def test_every_scheme_is_made_and_described(tiny_checkpoint: Path, tmp_path: Pat
             assert entry["bytes"] == path.stat().st_size
     bits = [artifacts[name]["bits_per_weight"] for name in ("gguf-f16", "gguf-q8_0", "gguf-q4_k_m")]
     assert bits == sorted(bits, reverse=True)
+    assert (
+        artifacts["gguf-q4_0"]["bits_per_weight"] < artifacts["gguf-q4_k_m"]["bits_per_weight"]
+    )  # rows of 64
     assert len(artifacts["gguf-q4_k_m"]["fallbacks"]) > len(artifacts["gguf-q8_0"]["fallbacks"]) == 0
+    (head,) = artifacts["gguf-q4_0"]["fallbacks"]
+    assert (head["tensor"], head["asked"], head["stored"]) == ("token_embd.weight", "Q6_K", "Q8_0")
 
 
 @pytest.mark.real

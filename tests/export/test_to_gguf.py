@@ -173,8 +173,8 @@ def test_same_checkpoint_gives_the_same_bytes(f16: Path, tiny_checkpoint: Path, 
 @pytest.mark.real
 @pytest.mark.parametrize(
     ("type_name", "step"),
-    # Steps of a block, relative to its largest weight: 1/127 for Q8_0; 1/16 for Q5_0, where 64-wide rows end.
-    [("Q8_0", 1 / 127), ("Q4_K_M", 1 / 16)],
+    # Steps of a block, relative to its largest weight: 1/127 for Q8_0; 1/16 for Q5_0, where 64-wide rows end; 1/8.
+    [("Q8_0", 1 / 127), ("Q4_K_M", 1 / 16), ("Q4_0", 1 / 8)],
 )
 def test_quantized_weights_stay_within_half_a_step(
     f16: Path, tiny_checkpoint: Path, tmp_path: Path, type_name: str, step: float
@@ -191,7 +191,7 @@ def test_quantized_weights_stay_within_half_a_step(
         blocks = matrix.reshape(-1, 32)
         largest = np.abs(blocks).max(axis=1, keepdims=True)
         error = np.abs(stored[name].reshape(-1, 32) - blocks)
-        # Half a step, or a whole one at the end of Q5_0's range, which has one negative step more;
+        # Half a step, or a whole one at the end of Q5_0's and Q4_0's range, which has one negative step more;
         # the scale is itself a half-float (2**-10 of the weight).
         assert (error <= largest * (step + 2**-10)).all(), name
 
