@@ -16,21 +16,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import shutil
 import statistics
-import subprocess
-import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from document import publish
+from parts import last_step, make, parser_of, prepare, recipe_of, run, spread, training_of, write_part
 
-from ammd.errors import AmmdError
-from ammd.machine import available_cores
-from ammd.pipeline.recipe import Recipe, data_file, load_recipe
-from ammd.pipeline.stages import KEEP_FREED_MEMORY
+from ammd.pipeline.recipe import Recipe
 
 _KL_TEXTS = 64
 ARMS = ("warm", "warm-more", "ammd")
@@ -48,12 +43,12 @@ METRICS = (
 
 def main() -> None:
     """Train and judge what is missing, then compare."""
-    arguments = parse_arguments()
-    overrides = [*arguments.set, f"prepare.max_heldout={arguments.prompts}"]
-    recipe = load_recipe(arguments.recipe, overrides=overrides)
+    prompts_help = "held-out prompts that judge; samples are drawn for the first half"
+    arguments = parser_of(__doc__, prompts=640, prompts_help=prompts_help).parse_args()
+    recipe = recipe_of(arguments)
     work: Path = arguments.work
     if arguments.part:
-        run_part(recipe, work, arguments)
+        write_part(arguments.part, work, partial(run_part, recipe, arguments))
         return
     make("prepared", work)
     rows = []
@@ -69,52 +64,27 @@ def main() -> None:
     )
 
 
-def make(part: str, work: Path) -> None:
-    """Make one part in a process of its own, unless it is there."""
-    if (work / part).is_dir():
+def run_part(recipe: Recipe, arguments: argparse.Namespace, folder: Path) -> None:
+    """Write the part that the options name into `folder`."""
+    work: Path = arguments.work
+    name, _, kind = arguments.part.partition("/")
+    if name == "prepared":
+        prepare(recipe, folder)
         return
-    command = [sys.executable, __file__, *sys.argv[1:], "--part", part]
-    threads = {"OMP_NUM_THREADS": str(available_cores())}
-    subprocess.run(command, env={**KEEP_FREED_MEMORY, **threads, **os.environ}, check=True)
-
-
-def run_part(recipe: Recipe, work: Path, arguments: argparse.Namespace) -> None:
-    """Write one part into a sibling folder and rename it into place."""
-    part: str = arguments.part
-    folder = work / f"{part}.part"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    if part == "prepared":
-        from ammd.distill import prepare
-
-        files = {
-            key: str(data_file(getattr(recipe.prepare, key), ("prepare", key)))
-            for key in ("prompts", "heldout")
-        }
-        prepare.run(prepare.PrepareInputs(), recipe.prepare.model_copy(update=files), folder)
+    seed = int(name.removeprefix("seed"))
+    if kind == "judged":
+        judge(work, seed, folder, prompts=arguments.prompts)
     else:
-        name, _, kind = part.partition("/")
-        seed = int(name.removeprefix("seed"))
-        if kind == "judged":
-            judge(work, seed, folder, prompts=arguments.prompts)
-        else:
-            train(recipe, work, seed, folder, arm=kind)
-    folder.rename(work / part)
+        train(recipe, work, seed, folder, arm=kind)
 
 
 def train(recipe: Recipe, work: Path, seed: int, folder: Path, *, arm: str) -> None:
     """Train one arm and save its student in float32 where the others start from it."""
     import torch
 
-    from ammd.distill.training import Training
-
     settings = recipe.distill.model_copy(update={"seed": seed})
-    start = work / "prepared" / "student" if arm == "warm" else work / f"seed{seed}" / "warm" / "student"
-    training = Training(
-        prepared=work / "prepared", student=start, settings=settings, curves=folder / "curves.jsonl"
-    )
-    if arm != "warm":
-        training.skip_texts(settings.warm.steps)
+    warm = None if arm == "warm" else work / f"seed{seed}" / "warm"
+    training = training_of(settings, work, folder, warm=warm)
     if arm == "ammd":
         training.second(settings.objective)
     else:
@@ -181,38 +151,5 @@ def gains(rows: list[dict[str, Any]], *, over: str) -> list[dict[str, Any]]:
     return found
 
 
-def spread(values: list[float]) -> float | None:
-    """Return the standard deviation, or None for a single value."""
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def last_step(folder: Path) -> dict[str, Any]:
-    """Return the last line of a folder's curves."""
-    last: dict[str, Any] = json.loads((folder / "curves.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    return last
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Return the command line's options."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("work", type=Path, metavar="WORK_DIR")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--prompts",
-        type=int,
-        default=640,
-        help="held-out prompts that judge; samples are drawn for the first half",
-    )
-    parser.add_argument("--recipe", type=Path, default=None, help="the packaged one when absent")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--part", default="", help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except AmmdError as error:
-        sys.exit(f"{error}\nhint: {error.hint}" if error.hint else str(error))
-    except subprocess.CalledProcessError:
-        sys.exit(1)  # the part has said why
+    run(main)
