@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from ammd.distill import stored_as
 from ammd.distill.checkpoint import (
     copy_in_dtype,
     load_model,
@@ -28,6 +28,12 @@ from ammd.export.quantize_gguf import quantize_gguf
 from ammd.export.settings import Scheme
 from ammd.export.to_gguf import write_f16_gguf
 from ammd.export.to_onnx import write_int4_onnx
+
+
+@pytest.fixture(autouse=True)
+def known_builder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is rounded does not depend on the builder that is installed; an older one is only refused."""
+    monkeypatch.setattr(stored_as, "_builder_version", lambda: "0.18.0")
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def random_model(kind: str = "llama", *, hidden: int = 64, layers: int = 2, tied
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     config.update(ids)
     generator = torch.Generator().manual_seed(1)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_((parameter == 1) + 0.05 * torch.randn(parameter.shape, generator=generator))
@@ -107,6 +113,9 @@ def test_a_gguf_holds_what_training_rounds_to(student: Student, tmp_path: Path, 
         assert torch.equal(held[name], weights), name
 
 
+@pytest.mark.skipif(
+    to_onnx._builder_options() is to_onnx._OLD_OPTIONS, reason="an older builder stores another mix"
+)
 def test_an_onnx_model_holds_what_training_rounds_to(student: Student, tmp_path: Path) -> None:
     write_int4_onnx(student.folder, tmp_path / "onnx")
     held, bits = read_nbits(tmp_path / "onnx" / "model.onnx")
@@ -208,7 +217,8 @@ def test_an_older_builder_is_refused_where_the_export_stage_gives_it_other_optio
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     student = random_model()
-    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.17.9")
+    monkeypatch.setattr(stored_as, "_builder_version", lambda: "0.17.9")
+    monkeypatch.setattr(to_onnx, "_release", lambda _: (0, 17))
     assert to_onnx._builder_options() is to_onnx._OLD_OPTIONS
     with pytest.raises(DistillError, match=r"onnxruntime-genai `0\.17\.9` stores"):
         roundings_of(student, "onnx-int4")
