@@ -316,7 +316,9 @@ class DistillSettings(Settings):
     @model_validator(mode="after")
     def _adapters_are_not_in_the_file(self) -> Self:
         if self.lora is not None and self.quantize_as is not None:
-            raise ValueError("lora and quantize_as exclude each other: a file holds the sums, adapters train apart")
+            raise ValueError(
+                "lora and quantize_as exclude each other: a file holds the sums, adapters train apart"
+            )
         return self
 
     @field_validator("objective", mode="before")

@@ -153,3 +153,8 @@ def test_a_student_with_adapters_is_trained_and_saved_as_a_plain_model(
     lines = (small_prepared / "curves.jsonl").read_text().splitlines()
     losses = [json.loads(line)["d_off"] for line in lines]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_adapters_and_rounded_weights_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="lora and quantize_as exclude each other"):
+        DistillSettings(lora=Lora(), quantize_as="gguf-q4_0")
