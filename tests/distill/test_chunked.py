@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -89,48 +88,34 @@ def test_the_long_view_equals_automatic_differentiation(chunk_tokens: int, tempe
 
 @pytest.mark.parametrize(("estimator", "temperature"), [("full", 1.0), ("full", 0.5), ("sampled", 1.0)])
 def test_mean_gradient_over_all_sequences_is_the_exact_policy_gradient(
-    estimator: Literal["full", "sampled"], temperature: float
+    toy_process: Any, estimator: Literal["full", "sampled"], temperature: float
 ) -> None:
     """Vocabulary 3, horizon 3, all 27 sequences: the estimator's expectation is the true gradient (discount 1).
 
     At another temperature the sequences come from the student at that temperature, whose policy is judged at 1.
     """
-    vocabulary, horizon = 3, 3
-    prefixes = [p for length in range(horizon) for p in itertools.product(range(vocabulary), repeat=length)]
-    index = {prefix: row for row, prefix in enumerate(prefixes)}
-    generator = torch.Generator().manual_seed(5)
-    teacher_table = torch.randn(vocabulary, len(prefixes), generator=generator)
-    student_table = torch.randn(vocabulary, len(prefixes), generator=generator).requires_grad_()
-    one_hot = torch.eye(len(prefixes))
-
-    p = teacher_table.T.softmax(-1)
+    student_table = toy_process.student_table
+    p = toy_process.teacher_table.T.softmax(-1)
     q = student_table.T.softmax(-1)
     drew = (student_table.T / temperature).softmax(-1)
     critic = ((p - q) / (p + q)).detach()
     gaps = ((p - q) * critic).sum(-1)
     expected = torch.zeros(())
     estimate = torch.zeros_like(student_table)
-    for sequence in itertools.product(range(vocabulary), repeat=horizon):
-        rows = torch.tensor([index[sequence[:t]] for t in range(horizon)])
-        targets = torch.tensor(sequence)
-        probability = drew[rows, targets].prod()
+    for rows, tokens in toy_process.sequences():
+        probability = drew[rows, tokens].prod()
         expected = expected + probability * gaps[rows].sum()
-        states = States(
-            teacher_hiddens=one_hot[rows],
-            teacher_head=teacher_table,
-            targets=targets,
-            last_in_row=torch.tensor([False, False, True]),
-        )
         loss, _ = matching_loss(
-            one_hot[rows],
+            toy_process.one_hot[rows],
             student_table,
-            states=states,
+            states=toy_process.states(rows, tokens),
             weights=Weights(game=1.0),
             score=Score(estimator=estimator, discount=1.0, temperature=temperature),
             chunk_tokens=2,
         )
         (grad,) = torch.autograd.grad(loss, student_table)
-        estimate += float(probability.detach()) * horizon * grad  # the loss is a mean over `horizon` tokens
+        # The loss is a mean over `horizon` tokens.
+        estimate += float(probability.detach()) * toy_process.horizon * grad
     (exact,) = torch.autograd.grad(expected, student_table)
     torch.testing.assert_close(estimate, exact, rtol=1e-4, atol=1e-6)  # float32 sums of 27 sequences
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,38 +19,27 @@ from ammd.distill.rollout import Sampling, sample_mixed
 WEIGHTS = Weights(divergence=ReverseKL())
 
 
-def test_mean_gradient_over_all_sequences_is_that_of_the_sequences_kl() -> None:
+def test_mean_gradient_over_all_sequences_is_that_of_the_sequences_kl(toy_process: Any) -> None:
     """Vocabulary 3, horizon 3, texts from the student itself, sums instead of means: then it is exact."""
-    vocabulary, horizon = 3, 3
-    prefixes = [p for length in range(horizon) for p in itertools.product(range(vocabulary), repeat=length)]
-    index = {prefix: row for row, prefix in enumerate(prefixes)}
-    generator = torch.Generator().manual_seed(5)
-    teacher_table = torch.randn(vocabulary, len(prefixes), generator=generator)
-    student_table = torch.randn(vocabulary, len(prefixes), generator=generator).requires_grad_()
-    one_hot = torch.eye(len(prefixes))
-    logp, logq = teacher_table.T.log_softmax(-1), student_table.T.log_softmax(-1)
+    student_table = toy_process.student_table
+    logp, logq = toy_process.teacher_table.T.log_softmax(-1), student_table.T.log_softmax(-1)
     kl = torch.zeros(())
     estimate = torch.zeros_like(student_table)
-    for sequence in itertools.product(range(vocabulary), repeat=horizon):
-        rows = torch.tensor([index[sequence[:t]] for t in range(horizon)])
-        targets = torch.tensor(sequence)
-        own = logq[rows, targets]
-        kl = kl + own.sum().exp() * (own - logp[rows, targets]).sum()
-        states = States(
-            teacher_hiddens=one_hot[rows],
-            teacher_head=teacher_table,
-            targets=targets,
-            last_in_row=torch.tensor([False, False, True]),
-            drawn_logprobs=own.detach(),
-        )
+    for rows, tokens in toy_process.sequences():
+        own = logq[rows, tokens]
+        kl = kl + own.sum().exp() * (own - logp[rows, tokens]).sum()
         score = SequenceScore(ratio_clip=0.2, length_normalised=False)
         loss, _ = matching_loss(
-            one_hot[rows], student_table, states=states, weights=WEIGHTS, score=score, chunk_tokens=2
+            toy_process.one_hot[rows],
+            student_table,
+            states=toy_process.states(rows, tokens, drawn_logprobs=own.detach()),
+            weights=WEIGHTS,
+            score=score,
+            chunk_tokens=2,
         )
         (grad,) = torch.autograd.grad(loss, student_table)
-        estimate += (
-            float(own.detach().sum().exp()) * horizon * grad
-        )  # the loss is a mean over `horizon` tokens
+        # The loss is a mean over `horizon` tokens.
+        estimate += float(own.detach().sum().exp()) * toy_process.horizon * grad
     (exact,) = torch.autograd.grad(kl, student_table)
     torch.testing.assert_close(estimate, exact, rtol=1e-4, atol=1e-6)
 
@@ -102,7 +91,8 @@ def test_draws_from_a_mixture_follow_it() -> None:
     model, guide = torch.tensor([0.7, 0.2, 0.1, 0.0]), torch.tensor([0.0, 0.1, 0.1, 0.8])
     mixture = 0.75 * model + 0.25 * guide
     logits = torch.stack([model.log(), guide.log()])[:, None].repeat(1, 20_000, 1)
-    drawn, logprobs = draw_mixed(logits, guide_share=0.25, generator=torch.Generator().manual_seed(0))
+    uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    drawn, logprobs = draw_mixed(logits, guide_share=0.25, uniform=uniform)
     frequency = torch.bincount(drawn, minlength=4) / 20_000
     assert ((frequency - mixture).abs() <= 5 * (mixture * (1 - mixture) / 20_000).sqrt()).all()
     torch.testing.assert_close(logprobs, mixture.log()[drawn])
