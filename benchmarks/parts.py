@@ -75,6 +75,7 @@ def prepare(recipe: Recipe, folder: Path) -> None:
 
 def training_of(settings: DistillSettings, work: Path, folder: Path, *, warm: Path | None) -> Training:
     """Return a training that begins with the prepared student, or goes on where the one in `warm` stopped."""
+    from ammd.distill.staged import read_cuts
     from ammd.distill.training import Training
 
     prepared = work / "prepared"
@@ -83,6 +84,7 @@ def training_of(settings: DistillSettings, work: Path, folder: Path, *, warm: Pa
         student=(warm or prepared) / "student",
         settings=settings,
         curves=folder / "curves.jsonl",
+        cuts=None if warm else read_cuts(prepared),
     )
     if warm:
         training.skip_texts(settings.warm.steps)

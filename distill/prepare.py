@@ -2,6 +2,7 @@
 
 teacher/        the teacher as a checkpoint folder
 student/        the student before training
+student_cuts.json   where it is pruned in stages: its layers, and the cuts to come (`staged.Cuts`)
 train.jsonl     prompts with responses: the file's own, or the teacher's, sampled
 teacher_states.npy, teacher_states_start.npy   the teacher's final hidden states at those responses
 heldout.jsonl   held-out prompts with the teacher's greedy responses (and references where the file has any)
@@ -79,7 +80,7 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
         log.warning("%s", warning)
     examples, counts = _write_texts(folder, train, heldout, teacher, tokenizer, settings)
     pairs = [(example.prompt_ids, example.response_ids) for example in examples]
-    facts = write_student(folder / "student", pairs, teacher, tokenizer, settings.student)
+    facts = write_student(folder, pairs, teacher, tokenizer, settings.student)
     return {**counts, "student": facts, "warnings": warnings}
 
 

@@ -11,6 +11,14 @@ from ammd.settings import Settings
 from .critic_settings import ClosedCritic, Critic
 from .row_lengths import BLOCK_WEIGHTS, nearest_multiples
 
+Stages = Annotated[
+    int,
+    Field(
+        ge=1,
+        description="In how many stages layers go; with more than one, the warm start is divided between the cuts.",
+    ),
+]
+
 
 class DepthStudent(Settings):
     """A student that is the teacher with fewer layers: those that change the hidden state least go."""
@@ -18,6 +26,7 @@ class DepthStudent(Settings):
     kind: Literal["depth"] = "depth"
     layers: int = Field(ge=1)
     """How many of the teacher's layers the student keeps."""
+    stages: Stages = 1
 
 
 class WidthStudent(Settings):
@@ -30,6 +39,7 @@ class WidthStudent(Settings):
     """Key-value heads of each layer, with the query heads that read them; absent keeps the teacher's."""
     layers: int | None = Field(default=None, ge=1)
     """How many of the teacher's layers the student keeps; absent keeps all."""
+    stages: Stages = 1
 
     @field_validator("intermediate_size")
     @classmethod
@@ -43,6 +53,12 @@ class WidthStudent(Settings):
     def _is_narrower(self) -> Self:
         if self.intermediate_size is None and self.key_value_heads is None:
             raise ValueError('kind "width" needs intermediate_size, key_value_heads or both')
+        return self
+
+    @model_validator(mode="after")
+    def _stages_drop_layers(self) -> Self:
+        if self.stages > 1 and self.layers is None:
+            raise ValueError("stages drop layers, and need layers; channels and heads go at once")
         return self
 
 
@@ -85,7 +101,7 @@ class WarmStart(Settings):
     """The first phase: forward KL on the teacher's responses."""
 
     steps: int = Field(default=200, ge=1)
-    """Optimizer steps."""
+    """Optimizer steps, of all shares together where the student is pruned in stages."""
     lr: float = Field(default=6e-4, gt=0)
     """Highest learning rate of AdamW; rises over the first twentieth and ends at a tenth, by a cosine."""
 

@@ -19,6 +19,7 @@ from ammd.errors import CollapseError, NonFiniteLossError
 
 from .settings import DistillSettings
 from .snapshots import Snapshots
+from .staged import read_cuts
 from .training import Training
 
 LAST_GOOD_NAME = "last-good"
@@ -47,6 +48,7 @@ def run(inputs: DistillInputs, settings: DistillSettings, folder: Path) -> dict[
         settings=settings,
         curves=folder / "curves.jsonl",
         snapshots=Snapshots(inputs.resume) if inputs.resume else None,
+        cuts=read_cuts(inputs.prepared),
     )
     try:
         training.warm(settings.warm)
@@ -59,7 +61,10 @@ def run(inputs: DistillInputs, settings: DistillSettings, folder: Path) -> dict[
         hint = f"{exc.hint}; the student of the last snapshot is in `{kept}`"
         raise type(exc)(str(exc), hint=hint, **exc.facts, last_good=str(kept)) from exc
     training.save(folder / "student")
+    layers = {} if training.kept_layers is None else {"kept_layers": training.kept_layers}
     return {
+        **layers,
+        "layers": training.student.model.config.num_hidden_layers,
         "precision": "bfloat16" if training.dtype == torch.bfloat16 else "float32",
         "parameters": training.parameters,
         "warm_steps": settings.warm.steps,

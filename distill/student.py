@@ -17,6 +17,7 @@ from .depth import block_influence, check_layers, cut_layers, kept_layers, layer
 from .row_lengths import K_BLOCK_WEIGHTS, fallback_rows, length_warnings, nearest_multiples
 from .settings import DepthStudent, ModelStudent, WidthStudent
 from .source import materialize
+from .staged import Cuts, layer_counts, write_cuts
 from .tokenizers_match import check_same_tokenizer
 from .width import (
     channel_importance,
@@ -48,7 +49,9 @@ def check_student(teacher: PreTrainedModel, wanted: DepthStudent | WidthStudent 
     if isinstance(wanted, ModelStudent):
         return
     if wanted.layers is not None:
-        check_layers(len(layers_of(teacher)), wanted.layers)
+        have = len(layers_of(teacher))
+        check_layers(have, wanted.layers)
+        layer_counts(have, wanted.layers, wanted.stages)
     if isinstance(wanted, WidthStudent):
         if wanted.key_value_heads is not None:
             check_groups(teacher, wanted.key_value_heads)
@@ -94,10 +97,10 @@ def write_student(
     tokenizer: PreTrainedTokenizerBase,
     wanted: DepthStudent | WidthStudent | ModelStudent,
 ) -> dict[str, Any]:
-    """Write the student that is `wanted` into `folder` and return what it is.
+    """Write the student that is `wanted`, and which cuts are to come, and return what it is.
 
     Args:
-        folder: To be made.
+        folder: Of the stage; the student lies in its `student/`.
         pairs: Training texts, on which parts are judged.
         teacher: Is cut in place, so it must have been saved.
         tokenizer: The teacher's.
@@ -108,19 +111,23 @@ def write_student(
         TokenizerMismatchError: Student and teacher do not share a tokenizer.
     """
     if isinstance(wanted, ModelStudent):
-        materialize(wanted.source, folder)
-        check_same_tokenizer(load_tokenizer(folder), tokenizer)
+        materialize(wanted.source, folder / "student")
+        check_same_tokenizer(load_tokenizer(folder / "student"), tokenizer)
         return {"source": wanted.source}
     batch = measured_batch(pairs)
     facts: dict[str, Any] = {}
     if wanted.layers is not None:
         influence = block_influence(teacher, batch)
-        kept = kept_layers(influence, wanted.layers)
+        first, *to_come = layer_counts(len(influence), wanted.layers, wanted.stages)
+        kept = kept_layers(influence, first)
         cut_layers(teacher, kept)
         facts |= {"kept_layers": kept, "block_influence": influence}
+        if to_come:
+            write_cuts(folder, Cuts(kept_layers=tuple(kept), to_come=tuple(to_come)))
+            facts["layers_to_come"] = to_come
     if isinstance(wanted, WidthStudent):
         facts |= _narrow(teacher, batch, wanted)
-    save_checkpoint(teacher, tokenizer, folder)
+    save_checkpoint(teacher, tokenizer, folder / "student")
     return facts | {"parameters": sum(parameter.numel() for parameter in teacher.parameters())}
 
 

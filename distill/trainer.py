@@ -1,80 +1,33 @@
-"""The training loop, on accelerate: one for every phase.
-
-A phase is a number of optimizer steps with one set of weights. Each step takes a batch of the teacher's texts
-(off-policy) and, where the phase asks for it, a batch of the student's own (on-policy); each side's loss is a mean
-over its response tokens. The student's weights are float32, its matrix products bfloat16 where the CPU has that;
-losses are float32 (`chunked.py`).
-"""
+"""Run a phase, a number of optimizer steps with one set of weights, and keep what it takes to go on from any step."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import time
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
-
-from ammd.errors import NonFiniteLossError
-from ammd.machine import has_fast_bfloat16, release_freed_memory, total_memory_bytes
+from ammd.machine import release_freed_memory
 from ammd.progress import progress
 
-from .adversary import Adversary
-from .chunked import States, Sums, matching_loss
 from .collapse import CollapseWatch
-from .critics import Potential, Views
 from .fleet import Fleet
-from .minillm import SequenceScore
+from .loop import Loop
+from .phase import Phase
 from .policy import Policy
-from .rounded_weights import RoundedWeights
-from .score import Estimator, Score
-from .sides import Side
-from .snapshots import State, optimizer_state, restore_optimizer
-from .step_log import StepLog, side_fields, text_fields
+from .snapshots import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from .batches import Batch
-    from .critic_settings import LearnedCritic
     from .settings import DistillSettings
-    from .stored_as import Rounding
-    from .supply import Supply, TeacherBatch
+    from .supply import Supply
 
 # Up to this length the CPU's plain attention beats its fused one (108 tokens, bfloat16: a backward pass of 1.0 s
 # instead of 1.5 s); beyond it, the [T, T] matrices it keeps cost too much memory.
 _EAGER_TOKENS = 256
-_RISE_SHARE = 0.05  # of the steps in which the learning rate rises
-_FINAL_SHARE = 0.1  # of the highest learning rate at the last step
 _CLEAR_STEPS = 8  # between two clearings of the heap; each costs about a second
-# Of the machine's memory for a chunk's logits: the student's, the teacher's and a learned critic's, 2 bytes each. Not
-# of what is free at the moment: the same machine should choose the same chunks, whose sums are rounded alike.
-_CHUNK_MEMORY_SHARE, _CHUNK_BYTES = 1 / 64, 6
-_CHUNK_STEP, _CHUNK_MOST = 64, 1024  # beyond it nothing gets faster
-_BASELINE_DECAY = 0.9  # of the running mean of future gaps
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Phase:
-    """A stretch of training with one objective."""
-
-    name: str
-    steps: int
-    lr: float
-    off: Side | None  # on the teacher's texts
-    on: Side | None  # on the student's texts; None samples none
-    discount: float = 0.0
-    estimator: Literal["full", "immediate", "sampled"] = "full"
-    temperature: float = 1.0  # at which the student's texts are sampled
-    critic: LearnedCritic | None = None  # None: in closed form
-    sequence_score: SequenceScore | None = None  # in the place of the game's own on the student's texts
-    roundings: Mapping[torch.nn.Parameter, Rounding] = field(default_factory=dict)  # of the student's weights
 
 
 def run_phase(
@@ -111,7 +64,7 @@ def run_phase(
     """
     for policy in (student, teacher):
         policy.model.set_attn_implementation("eager" if longest_tokens <= _EAGER_TOKENS else "sdpa")
-    loop = _Loop(phase, student, teacher, settings, fleet)
+    loop = Loop(phase, student, teacher, settings, fleet)
     watch = CollapseWatch()
     state = PhaseState(loop=loop, watch=watch, supply=supply)
     if start is not None:
@@ -138,7 +91,7 @@ def run_phase(
 class PhaseState:
     """What a phase is made of while it runs, and how far it is."""
 
-    loop: _Loop
+    loop: Loop
     watch: CollapseWatch
     supply: Supply
     steps: int = 0
@@ -156,250 +109,3 @@ class PhaseState:
         self.watch.restore(state.facts["watch"])
         self.loop.restore(state.part("loop"))
         self.supply.restore(state.part("supply"))
-
-
-class _Loop:
-    """Optimizer, schedule and running numbers of one phase."""
-
-    def __init__(
-        self, phase: Phase, student: Policy, teacher: Policy, settings: DistillSettings, fleet: Fleet
-    ) -> None:
-        self._phase, self._teacher, self._settings, self._fleet = phase, teacher, settings, fleet
-        self.rounded = RoundedWeights(phase.roundings)
-        precision = "bf16" if uses_bfloat16(settings) else "no"
-        # The only buffers are the rotary frequencies, the same everywhere.
-        parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        self._accelerator = Accelerator(cpu=True, mixed_precision=precision, kwargs_handlers=[parallel])
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in student.parameters() if parameter.requires_grad],
-            lr=phase.lr,
-            betas=(0.9, 0.98),
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda done: learning_rate_share(done, phase.steps)
-        )
-        self._student, self._optimizer, self._schedule = self._accelerator.prepare(
-            student, optimizer, schedule
-        )
-        self._adversaries: dict[str, Adversary] = {}  # learned critics by side, made at the first batch
-        self._kept_adversaries: dict[str, State] = {}  # of a snapshot, until then
-        # Its draws are for rows of this process alone.
-        self._generator = torch.Generator().manual_seed(settings.seed + (fleet.rank << 32))
-        self._baseline: float | None = None  # running mean of what a token answers for
-        self._tokens = 0
-        self._started = time.monotonic()
-
-    def step(self, number: int, off: TeacherBatch | None, on: Batch | None) -> StepLog:
-        """Take one optimizer step on the teacher's texts with its states, and on the student's texts."""
-        phase = self._phase
-        total = 0.0
-        measured: dict[str, Any] = {}
-        tokens = 0
-        shares: list[float] = []
-        if off is not None and phase.off is not None:
-            score = Score(estimator=phase.estimator, own_texts=False, generator=self._generator)
-            is_last = on is None or phase.on is None
-            loss, sums = self._side("off", off.batch, off.states, phase.off, score, is_last=is_last)
-            total += loss
-            tokens += sums.tokens
-            shares.append(sums.critic_share)
-            measured |= side_fields("off", sums, self._adversaries.get("off"))
-            measured |= text_fields("off", off.batch) | {"kl_nats": sums.kl_nats}
-        if on is not None and phase.on is not None:
-            own = Score(
-                estimator=phase.estimator,
-                discount=phase.discount,
-                baseline=self._baseline or 0.0,
-                temperature=phase.temperature,
-            )
-            loss, sums = self._side("on", on, None, phase.on, phase.sequence_score or own, is_last=True)
-            total += loss
-            tokens += sums.tokens
-            shares.append(sums.critic_share)
-            measured |= side_fields("on", sums, self._adversaries.get("on")) | text_fields("on", on)
-            if phase.discount:
-                measured["future_gap"] = sums.future_gap
-            before = sums.answered_gap if self._baseline is None else self._baseline
-            self._baseline = _BASELINE_DECAY * before + (1 - _BASELINE_DECAY) * sums.answered_gap
-        grad_norm = float(
-            self._accelerator.clip_grad_norm_(self._student.parameters(), self._settings.max_grad_norm)
-        )
-        if not math.isfinite(total) or not math.isfinite(grad_norm):
-            raise NonFiniteLossError(
-                f"loss `{total}`, gradient norm `{grad_norm}` at step {number} of phase `{phase.name}`",
-                hint="lower the learning rate of this phase",
-                step=number,
-            )
-        rate = self._schedule.get_last_lr()[0]
-        if phase.critic is not None:
-            measured["stood_still"] = min(shares) < phase.critic.min_share
-        if not measured.get("stood_still"):
-            with self.rounded.lifted():
-                self._optimizer.step()
-            self._schedule.step()
-        self._optimizer.zero_grad()
-        self._tokens += tokens
-        seconds = time.monotonic() - self._started
-        return StepLog(
-            phase=phase.name,
-            step=number,
-            seconds=round(seconds, 3),
-            loss=total,
-            lr=rate,
-            grad_norm=grad_norm,
-            tokens_per_s=round(self._tokens / seconds, 1),
-            **measured,
-        )
-
-    def state(self) -> State:
-        """Return student, optimizer, schedule, critics and running numbers."""
-        policy: Policy = self._accelerator.unwrap_model(self._student)
-        whole = State(
-            tensors={"generator": self._generator.get_state()},
-            facts={
-                "schedule": self._schedule.state_dict(),
-                "baseline": self._baseline,
-                "tokens": self._tokens,
-                "seconds": time.monotonic() - self._started,
-                "adversaries": list(self._adversaries),
-            },
-        )
-        with self.rounded.lifted():  # the tensors of this moment; the parameters are given others after it
-            whole.put("student", State(tensors={name: p.detach() for name, p in policy.named_parameters()}))
-        whole.put("optimizer", optimizer_state(self._optimizer))
-        for name, adversary in self._adversaries.items():
-            whole.put(name, adversary.state())
-        return whole
-
-    def restore(self, state: State) -> None:
-        """Take over what `state` returned; critics are restored when their first batch makes them."""
-        policy: Policy = self._accelerator.unwrap_model(self._student)
-        kept = state.part("student").tensors
-        with torch.no_grad():
-            for name, parameter in policy.named_parameters():
-                parameter.copy_(kept[name])
-        restore_optimizer(self._optimizer, state.part("optimizer"))
-        self._schedule.load_state_dict(state.facts["schedule"])
-        for group, rate in zip(
-            self._optimizer.param_groups, state.facts["schedule"]["_last_lr"], strict=True
-        ):
-            group["lr"] = rate
-        self._generator.set_state(state.tensors["generator"])
-        self._baseline, self._tokens = state.facts["baseline"], state.facts["tokens"]
-        self._started = time.monotonic() - state.facts["seconds"]
-        self._kept_adversaries = {name: state.part(name) for name in state.facts["adversaries"]}
-
-    def _side(
-        self,
-        name: str,
-        batch: Batch,
-        kept: torch.Tensor | None,
-        side: Side,
-        score: Estimator,
-        *,
-        is_last: bool,
-    ) -> tuple[float, Sums]:
-        """Add one side's gradient to the student's, piece by piece; return its loss and what was measured.
-
-        `kept` are the teacher's states on this batch, [N, H_teacher]; None lets it read the texts now. Gradients are
-        sent between processes once a step, behind the last piece of the last side.
-        """
-        policy: Policy = self._accelerator.unwrap_model(self._student)
-        self._fleet.check_rows(len(batch.token_ids), of=f"the {name}-policy side")
-        part, part_place = batch.rows(self._fleet.share(len(batch.token_ids)))
-        if kept is not None:
-            kept = kept[part_place]
-        sums = Sums(tokens=int(batch.response_mask.sum()))  # of all processes
-        total = 0.0
-        pieces = list(part.pieces(self._settings.micro_batch_size))
-        for number, (piece, place) in enumerate(pieces, 1):
-            teacher_hiddens = self._read_by_teacher(piece) if kept is None else kept[place]
-            is_sent = is_last and number == len(pieces)
-            with nullcontext() if is_sent else self._accelerator.no_sync(self._student):
-                with self._accelerator.autocast():
-                    hiddens = self._student(piece)
-                if uses_bfloat16(self._settings):
-                    # The final norm comes out in float32; the head's products need not be.
-                    hiddens = hiddens.bfloat16()
-                states = States(
-                    teacher_hiddens=teacher_hiddens,
-                    teacher_head=self._teacher.head,
-                    targets=piece.targets,
-                    last_in_row=piece.last_in_row,
-                    drawn_logprobs=piece.drawn_logprobs,
-                )
-                loss, _ = matching_loss(
-                    hiddens,
-                    policy.head,
-                    states=states,
-                    weights=side.weights,
-                    score=score,
-                    chunk_tokens=chunk_tokens(self._settings, vocabulary=len(policy.head)),
-                    critic=self._ascended(name, hiddens, policy.head, states, side, ascends=number == 1),
-                    sums=sums,
-                )
-                # The processes' gradients are averaged; their sum is wanted.
-                self._accelerator.backward(loss * (side.scale * self._fleet.size))
-            total += float(loss.detach()) * side.scale
-        total, *means = self._fleet.sums([total, *sums.measured()])
-        sums.replace(means)
-        return total, sums
-
-    @torch.inference_mode()
-    def _read_by_teacher(self, batch: Batch) -> torch.Tensor:
-        return self._teacher(batch)
-
-    def _ascended(
-        self,
-        name: str,
-        hiddens: torch.Tensor,
-        head: torch.Tensor,
-        states: States,
-        side: Side,
-        *,
-        ascends: bool,
-    ) -> Potential | None:
-        """Return a side's learned critic at these states, where it may ascend on them before."""
-        if self._phase.critic is None:
-            return None
-        views = Views(
-            student_hiddens=hiddens.detach(),
-            student_head=head.detach(),
-            teacher_hiddens=states.teacher_hiddens,
-            teacher_head=states.teacher_head,
-        )
-        if name not in self._adversaries:
-            self._adversaries[name] = Adversary(
-                self._phase.critic, views, seed=self._settings.seed, fleet=self._fleet
-            )
-            if name in self._kept_adversaries:
-                self._adversaries[name].restore(self._kept_adversaries.pop(name))
-        if ascends:
-            self._adversaries[name].ascend(views, side.weights)
-        return self._adversaries[name].potential(views)
-
-
-def uses_bfloat16(settings: DistillSettings) -> bool:
-    """Tell whether matrix products are bfloat16 under these settings on this machine."""
-    if settings.precision == "auto":
-        return has_fast_bfloat16()
-    return settings.precision == "bfloat16"
-
-
-def chunk_tokens(settings: DistillSettings, *, vocabulary: int) -> int:
-    """Return how many response tokens have logits at once under these settings on this machine."""
-    if isinstance(settings.chunk_tokens, int):
-        return settings.chunk_tokens
-    room = int(total_memory_bytes() * _CHUNK_MEMORY_SHARE) // (vocabulary * _CHUNK_BYTES)
-    return max(_CHUNK_STEP, min(_CHUNK_MOST, room // _CHUNK_STEP * _CHUNK_STEP))
-
-
-def learning_rate_share(done: int, steps: int) -> float:
-    """Return the share of the highest learning rate after `done` of `steps`: a linear rise, then a cosine."""
-    rise = max(1, round(_RISE_SHARE * steps))
-    if done < rise:
-        return (done + 1) / rise
-    share = (done - rise) / max(1, steps - rise)
-    return _FINAL_SHARE + (1 - _FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * share))

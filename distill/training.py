@@ -1,10 +1,12 @@
 """One student in training: the models and texts that its phases share.
 
-A phase trains the student in place and goes on in the texts where the one before it stopped.
+A phase trains the student in place and goes on in the texts where the one before it stopped. Where the student is
+pruned in stages (`staged.py`), it is cut in place between two of them.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,10 +21,13 @@ from .batches import cut_batches, endless_order
 from .checkpoint import copy_in_dtype, end_token_ids, load_model, load_tokenizer, save_checkpoint
 from .chunked import States, matching_loss
 from .critic_settings import LearnedCritic
+from .depth import block_influence, cut_layers, kept_layers, layers_of
 from .fleet import Fleet
+from .loop import chunk_tokens, uses_bfloat16
 from .lora import add_adapters
 from .minillm import SequenceScore
 from .objective import Weights
+from .phase import Phase
 from .policy import Policy
 from .prompts import read_examples
 from .rollout import Sampling
@@ -30,18 +35,23 @@ from .score import Score
 from .settings import Ammd, DistiLLM, Game, MiniLLM, OnPolicyPhase
 from .sides import Side, sides_of
 from .snapshots import Snapshots, State
+from .staged import share_steps
 from .stored_as import roundings_of
+from .student import measured_batch
 from .student_texts import StudentTexts
 from .supply import BothSides, TeacherTexts
 from .teacher_states import TeacherStates
-from .trainer import Phase, PhaseState, chunk_tokens, run_phase, uses_bfloat16
+from .trainer import PhaseState, run_phase
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .batches import TokenPair
     from .settings import DistillSettings, Objective, WarmStart
+    from .staged import Cuts
     from .supply import Supply, TeacherBatch
+
+log = logging.getLogger("ammd.distill")
 
 
 class Training:
@@ -55,6 +65,7 @@ class Training:
         settings: DistillSettings,
         curves: Path,
         snapshots: Snapshots | None = None,
+        cuts: Cuts | None = None,
     ) -> None:
         """Load everything.
 
@@ -64,6 +75,7 @@ class Training:
             settings: Of the stage; the phases' own are passed to them.
             curves: Receives one line a step.
             snapshots: Keeps what a killed training goes on from, and has it if there was one.
+            cuts: Of `student`, where it is to be cut again while it warms up.
 
         Raises:
             DataError: The prepared texts cannot be read.
@@ -75,12 +87,16 @@ class Training:
         self._tokenizer = load_tokenizer(prepared / "teacher")
         self._teacher = Policy(load_model(prepared / "teacher", dtype=self.dtype)).requires_grad_(False)
         self.student = Policy(load_model(student, dtype=torch.float32))
-        self.parameters = sum(one.numel() for one in self.student.parameters())  # of what is saved
+        if settings.lora and cuts and cuts.to_come:
+            raise DistillError(
+                "a student that is cut in stages cannot be trained through adapters: what a cut leaves has to learn",
+                hint="leave `distill.lora` out, or set `prepare.student.stages = 1`",
+            )
         if settings.lora:
             add_adapters(self.student.model, settings.lora, seed=settings.seed)
         if settings.checkpoint_activations:
             self.student.checkpoint_activations()
-        self._roundings = roundings_of(self.student.model, settings.quantize_as)  # known before any work
+        roundings_of(self.student.model, settings.quantize_as)  # refused before any work, if at all
         self._pairs: list[TokenPair] = [
             (example.prompt_ids, example.response_ids) for example in read_examples(prepared / "train.jsonl")
         ]
@@ -100,21 +116,39 @@ class Training:
         self._start = snapshots.load() if snapshots else None
         self._phases = 0  # begun
         self._written = {curves.name: curves}  # by the stage so far, with what stands between phases
+        self._layer_counts = cuts.to_come if cuts else ()
+        self.kept_layers = list(cuts.kept_layers) if cuts else None  # of the teacher's, where that is known
         if snapshots and self._start:
             snapshots.restore_file(curves.name, curves)
+            if self.kept_layers is not None:
+                # The weights that are put back later are those of a student that may have been cut by then.
+                kept = self._start.facts["kept_layers"]
+                self._cut([self.kept_layers.index(layer) for layer in kept])
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the student has that is saved; adapters are merged by then."""
+        named = self.student.named_parameters()
+        return sum(parameter.numel() for name, parameter in named if "lora_" not in name)
 
     def warm(self, settings: WarmStart) -> None:
-        """Run the first phase: forward KL on the teacher's texts.
+        """Run the first phase, forward KL on the teacher's texts, in shares with a cut between them if any are to come.
 
         Its weights are not rounded: it has a cut network to mend, whose loss is far above that of rounding, and what it
         leaves is the same start for every scheme.
 
         Raises:
             NonFiniteLossError: Training diverged.
+            DistillError: There are fewer steps than shares.
         """
         off = Side(weights=Weights(kl=1.0), rows=self.settings.batch_size)
-        phase = Phase(name="warm", steps=settings.steps, lr=settings.lr, off=off, on=None)
-        self._run(phase, BothSides(teacher_texts=self._teacher_texts(off.rows), student_texts=None))
+        shares = share_steps(settings.steps, len(self._layer_counts) + 1)
+        for index, steps in enumerate(shares):
+            if index:
+                self._prune(self._layer_counts[index - 1])
+            name = "warm" if len(shares) == 1 else f"warm {index + 1}"
+            phase = Phase(name=name, steps=steps, lr=settings.lr, off=off, on=None)
+            self._run(phase, BothSides(teacher_texts=self._teacher_texts(off.rows), student_texts=None))
 
     def second(self, settings: Objective) -> None:
         """Run the second phase, under the name of its objective.
@@ -126,7 +160,7 @@ class Training:
         """
         off, on = sides_of(settings, batch_size=self.settings.batch_size)
         phase = Phase(name=settings.kind, steps=settings.steps, lr=settings.lr, off=off, on=on)
-        phase = replace(phase, roundings=self._roundings)
+        phase = replace(phase, roundings=roundings_of(self.student.model, self.settings.quantize_as))
         if isinstance(settings, Game):
             phase = replace(phase, discount=settings.discount, estimator=settings.estimator)
         if isinstance(settings, Ammd) and isinstance(settings.critic, LearnedCritic):
@@ -181,6 +215,19 @@ class Training:
         self.save(folder)
         return True
 
+    def _prune(self, layers: int) -> None:
+        """Cut the student to `layers`, by its own layers' influence, unless it came so from a snapshot."""
+        if len(layers_of(self.student.model)) > layers:
+            influence = block_influence(self.student.model, measured_batch(self._pairs))
+            self._cut(self.fleet.of_first(kept_layers(influence, layers)))
+            log.info("the student goes on with %d layers of its teacher's: %s", layers, self.kept_layers)
+
+    def _cut(self, kept: list[int]) -> None:
+        """Reduce the student to these of its layers."""
+        cut_layers(self.student.model, kept)
+        if self.kept_layers is not None:
+            self.kept_layers = [self.kept_layers[index] for index in kept]
+
     def _run(self, phase: Phase, supply: Supply) -> None:
         self._phases += 1
         start = None
@@ -204,13 +251,14 @@ class Training:
         )
 
     def _keep(self, phase: PhaseState) -> None:
-        """Take a snapshot where one is due, and before the second phase."""
+        """Take a snapshot where one is due, and before every phase but the first."""
         if self._snapshots is None:
             return
         is_due = self._snapshots.is_due or (phase.steps == 0 and self._phases > 1)
         if not self.fleet.of_first(is_due) or not self.fleet.is_first:
             return
-        state = State(facts={"phases": self._phases, "written": list(self._written)})
+        facts = {"phases": self._phases, "written": list(self._written), "kept_layers": self.kept_layers}
+        state = State(facts=facts)
         state.put("phase", phase.state())
         self._snapshots.save(state, keep=self._written)
 

@@ -170,8 +170,13 @@ def _running_seconds(curves: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
 
 def _phase_border(curves: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the second at which the second phase begins, if both phases are there."""
-    first = next((row["seconds"] for row in curves if row.get("phase") != "warm"), None)
-    return float(first) if first is not None and curves[0].get("phase") == "warm" else None
+    first = next((row["seconds"] for row in curves if not _is_warm(row)), None)
+    return float(first) if first is not None and _is_warm(curves[0]) else None
+
+
+def _is_warm(row: Mapping[str, Any]) -> bool:
+    """Tell whether a step is of the warm start: of phase `warm`, or of one of its shares, such as `warm 2`."""
+    return str(row.get("phase")).partition(" ")[0] == "warm"
 
 
 def _svg(draw: Any, *, salt: str) -> str:

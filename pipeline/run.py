@@ -59,7 +59,8 @@ def run_recipe(
         )
         every_model = checkpoints + files
         run.stage("evaluate", recipe.evaluate, teacher=teacher, heldout=heldout, models=every_model)
-        # The pruned and the warm student have the final one's shape, so its speed and memory are theirs.
+        # The warm student has the final one's shape, so its speed and memory are its own; the pruned one too,
+        # unless it is pruned in stages, and then nobody is to use it.
         run.stage("bench", recipe.bench, artifacts=(checkpoints[0], checkpoints[3], *files))
 
         return publish_report(recipe, run.folder, run.done)

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from ammd.distill.batches import TokenPair, build_batch
 from ammd.distill.checkpoint import copy_in_dtype, load_model
+from ammd.distill.loop import chunk_tokens
 from ammd.distill.lora import add_adapters
 from ammd.distill.policy import Policy
 from ammd.distill.settings import DistillSettings, Lora
-from ammd.distill.trainer import chunk_tokens
 from ammd.distill.training import Training
 
 
@@ -105,7 +105,7 @@ def test_checkpointed_layers_run_twice_and_their_dropout_stays_off(
 def test_chunks_follow_the_memory_of_the_machine(
     monkeypatch: pytest.MonkeyPatch, gib: float, vocabulary: int, expected: int
 ) -> None:
-    monkeypatch.setattr("ammd.distill.trainer.total_memory_bytes", lambda: int(gib * 2**30))
+    monkeypatch.setattr("ammd.distill.loop.total_memory_bytes", lambda: int(gib * 2**30))
     assert chunk_tokens(DistillSettings(), vocabulary=vocabulary) == expected
     assert chunk_tokens(DistillSettings(chunk_tokens=7), vocabulary=vocabulary) == 7
 

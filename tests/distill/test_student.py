@@ -83,7 +83,7 @@ def test_each_cut_is_chosen_on_what_the_cuts_before_have_left(tiny_checkpoint: P
     teacher = load_model(tiny_checkpoint, dtype=torch.float32)
     batch = measured_batch(PAIRS)
     channels_of_whole = channel_importance(teacher, batch)
-    facts = write_student(tmp_path / "student", PAIRS, teacher, tokenizer, wanted)
+    facts = write_student(tmp_path, PAIRS, teacher, tokenizer, wanted)
 
     by_hand = load_model(tiny_checkpoint, dtype=torch.float32)
     cut_layers(by_hand, facts["kept_layers"])
@@ -144,9 +144,9 @@ def test_a_size_that_256_does_not_divide_is_warned_of(channels: int, better: str
 
 def test_sizes_that_256_divides_and_the_teachers_own_are_not_warned_of() -> None:
     assert size_warnings(smollm2(), WidthStudent(intermediate_size=1280, key_value_heads=3)) == []
-    sizes = SMOLLM2 | {"intermediate_size": 1088}
-    teacher = LlamaForCausalLM(LlamaConfig(**sizes, **NO_LAYERS))
-    assert size_warnings(teacher, WidthStudent(intermediate_size=1088)) == []
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 32}
+    teacher = LlamaForCausalLM(LlamaConfig(**(SMOLLM2 | heads | {"intermediate_size": 1056}), **NO_LAYERS))
+    assert size_warnings(teacher, WidthStudent(intermediate_size=1056, key_value_heads=3)) == []
 
 
 def test_an_odd_number_of_blocks_is_warned_of_because_onnx_int4_cannot_be_made_of_it() -> None:

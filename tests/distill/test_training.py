@@ -13,7 +13,9 @@ from ammd.distill import prepare, stage, supply
 from ammd.distill.batches import build_batch, endless_order
 from ammd.distill.checkpoint import load_model, load_tokenizer, save_checkpoint
 from ammd.distill.fleet import Fleet
+from ammd.distill.loop import learning_rate_share
 from ammd.distill.objective import Weights
+from ammd.distill.phase import Phase
 from ammd.distill.policy import Policy
 from ammd.distill.prompts import read_examples
 from ammd.distill.settings import (
@@ -27,7 +29,7 @@ from ammd.distill.settings import (
 from ammd.distill.sides import Side
 from ammd.distill.supply import BothSides, TeacherTexts
 from ammd.distill.teacher_states import TeacherStates, TeacherStatesWriter
-from ammd.distill.trainer import Phase, learning_rate_share, run_phase
+from ammd.distill.trainer import run_phase
 from ammd.errors import DataError, DistillError, NonFiniteLossError
 
 PAIRS = [((1, 20 + i, 30), (40 + i, 50, 2)) for i in range(8)]

@@ -35,7 +35,7 @@ from ammd.distill.width import (
 from ammd.errors import DistillError
 from ammd.kv_cache import cache_argument, run_shared
 
-BATCH = build_batch([((1, 20, 30), (40, 2)), ((1, 50), (60, 70, 2))])
+BATCH = build_batch([((1, 20, 30), (40, 2)), ((1, 50), (60, 70, 75, 79, 2))])  # the first is padded
 LAYERS, CHANNELS, GROUPS, HEADS_EACH, HEAD_SIZE = 3, 96, 4, 2, 16
 SIZES = {
     "vocab_size": 80,

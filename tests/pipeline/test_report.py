@@ -5,7 +5,7 @@ import re
 import pytest
 
 from ammd.pipeline.columns import COLUMNS, show, used_columns, value_of
-from ammd.pipeline.plots import draw_curves, draw_trade
+from ammd.pipeline.plots import _phase_border, _running_seconds, draw_curves, draw_trade
 from ammd.pipeline.recipe import load_recipe
 from ammd.pipeline.run import run_recipe
 
@@ -62,6 +62,17 @@ def test_phases_share_one_clock():
     (plot,) = draw_curves(rows)
     assert plot.title == "Loss"
     assert ">25<" in plot.svg.replace(" ", "")  # 20 s of warm start and 5 s of AMMD
+
+
+def test_shares_of_the_warm_start_share_the_clock_and_the_second_phase_begins_after_them():
+    rows = [
+        {"phase": "warm 1", "seconds": 10.0, "loss": 2.0},
+        {"phase": "warm 2", "seconds": 20.0, "loss": 1.5},
+        {"phase": "ammd", "seconds": 5.0, "loss": 1.0},
+    ]
+    assert _phase_border(_running_seconds(rows)) == 35
+    assert _phase_border(_running_seconds(rows[:2])) is None
+    assert _phase_border(rows[2:]) is None
 
 
 def test_nothing_measured_draws_nothing():
