@@ -30,6 +30,7 @@ check: $(VENV)/.installed-$(EXTRAS) $(TREE)
 	$(BIN)/ruff check
 	MYPYPATH=$(TREE) $(BIN)/mypy --python-executable $(BIN)/python -p ammd
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python docs/results.py --check
 	$(BIN)/python .ci/check_wheel.py
 
 format: $(VENV)/.installed-$(EXTRAS)
@@ -38,6 +39,7 @@ format: $(VENV)/.installed-$(EXTRAS)
 
 docs: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/results.py
 
 clean:
 	rm -rf .check build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

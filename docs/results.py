@@ -31,8 +31,9 @@ BUDGETS = {"steps": "At equal steps", "seconds": "At equal seconds"}
 
 def main(arguments: list[str]) -> int:
     """Write or check the page; return 1 if a check found it out of date."""
-    objectives, ablation = read("objectives"), read("ablation")
-    page = MADE + "\n\n".join([*objectives_part(objectives), *ablation_part(ablation)]) + "\n"
+    objectives = read("objectives")
+    parts = [*objectives_part(objectives), *ablation_part(read("ablation"))]
+    page = MADE + "\n\n".join(parts) + "\n"
     path = FOLDER / "results.md"
     if "--check" in arguments:
         if path.is_file() and path.read_text(encoding="utf-8") == page:
