@@ -69,8 +69,11 @@ def _read(path: Path) -> DistillSettings:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
         return DistillSettings.model_validate(document.get("distill", document))
-    except (tomllib.TOMLDecodeError, ValidationError) as exc:
-        raise click.UsageError(f"`{path}`: {exc}") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise click.UsageError(f"`{path}` is not TOML: {exc}") from exc
+    except ValidationError as exc:
+        faults = [f"`{'.'.join(map(str, fault['loc']))}`: {fault['msg']}" for fault in exc.errors()]
+        raise click.UsageError(f"`{path}`: {'; '.join(faults)}") from exc
 
 
 if __name__ == "__main__":
