@@ -15,17 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ammd.errors import DistillError, TokenizerMismatchError
+from ammd.pre_tokenizer import LLAMA3_WORDS, QWEN2_WORDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CONTROL, _USER_DEFINED = 3, 4  # token types in GGUF
-
-_LLAMA3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2_WORDS = _LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
 
 # Text on which byte-level tokenizers of different families differ: digits, code, scripts, white space.
 PROBE_TEXTS = (
@@ -129,9 +124,9 @@ def _pre_tokenizer(name: str | None, *, where: Path) -> Any:
     if name == "gpt-2":
         return gpt2_words
     if name == "llama-bpe":
-        return split_then_bytes(_LLAMA3_WORDS)
+        return split_then_bytes(LLAMA3_WORDS)
     if name == "qwen2":
-        return split_then_bytes(_QWEN2_WORDS)
+        return split_then_bytes(QWEN2_WORDS)
     raise DistillError(
         f"pre-tokenizer `{name}` of `{where}` is not known (smollm, gpt-2, llama-bpe, qwen2 are)",
         hint="use the model's original checkpoint (`hub:` or a folder) as the source",

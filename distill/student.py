@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .batches import Batch, TokenPair, build_batch
-from .checkpoint import load_tokenizer, save_checkpoint
+from .checkpoint import load_model, load_tokenizer, save_checkpoint
 from .depth import block_influence, check_layers, cut_layers, kept_layers, layers_of
 from .row_lengths import K_BLOCK_WEIGHTS, fallback_rows, length_warnings, nearest_multiples
 from .settings import DepthStudent, ModelStudent, WidthStudent
 from .source import materialize
 from .staged import Cuts, layer_counts, write_cuts
 from .tokenizers_match import check_same_tokenizer
+from .trimming import TrimmedTokenizer, replace_checkpoint, trim_model
 from .width import (
     channel_importance,
     check_channels,
@@ -96,6 +99,8 @@ def write_student(
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     wanted: DepthStudent | WidthStudent | ModelStudent,
+    *,
+    trimmed: TrimmedTokenizer | None = None,
 ) -> dict[str, Any]:
     """Write the student that is `wanted`, and which cuts are to come, and return what it is.
 
@@ -103,17 +108,16 @@ def write_student(
         folder: Of the stage; the student lies in its `student/`.
         pairs: Training texts, on which parts are judged.
         teacher: Is cut in place, so it must have been saved.
-        tokenizer: The teacher's.
+        tokenizer: The teacher's full one.
         wanted: As `check_student` has found it possible.
+        trimmed: What is left of the tokenizer and of `teacher` already, where the vocabulary was trimmed.
 
     Raises:
         DistillError: A model cannot be used.
         TokenizerMismatchError: Student and teacher do not share a tokenizer.
     """
     if isinstance(wanted, ModelStudent):
-        materialize(wanted.source, folder / "student")
-        check_same_tokenizer(load_tokenizer(folder / "student"), tokenizer)
-        return {"source": wanted.source}
+        return _take_student(folder / "student", wanted.source, tokenizer, trimmed)
     batch = measured_batch(pairs)
     facts: dict[str, Any] = {}
     if wanted.layers is not None:
@@ -127,8 +131,21 @@ def write_student(
             facts["layers_to_come"] = to_come
     if isinstance(wanted, WidthStudent):
         facts |= _narrow(teacher, batch, wanted)
-    save_checkpoint(teacher, tokenizer, folder / "student")
+    save_checkpoint(teacher, trimmed.tokenizer if trimmed else tokenizer, folder / "student")
     return facts | {"parameters": sum(parameter.numel() for parameter in teacher.parameters())}
+
+
+def _take_student(
+    folder: Path, source: str, tokenizer: PreTrainedTokenizerBase, trimmed: TrimmedTokenizer | None
+) -> dict[str, Any]:
+    """Fetch a student with the teacher's full `tokenizer` and trim it as the teacher was."""
+    materialize(source, folder)
+    check_same_tokenizer(load_tokenizer(folder), tokenizer)
+    if trimmed is not None:
+        student = load_model(folder, dtype=torch.float32)
+        trim_model(student, trimmed.new_ids)
+        replace_checkpoint(folder, student, trimmed.tokenizer)
+    return {"source": source}
 
 
 def measured_batch(pairs: Sequence[TokenPair]) -> Batch:

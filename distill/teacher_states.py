@@ -112,10 +112,12 @@ class TeacherStates:
             DataError: They are not.
         """
         expected = sum(len(response) for _, response in pairs)
-        if self._states.shape != (expected, teacher.head.shape[1]) or len(self._starts) != len(pairs):
+        rows, width = self._states.shape
+        # More are there where texts were spelled anew: their first states stay, unread.
+        if rows < expected or width != teacher.head.shape[1] or len(self._starts) != len(pairs):
             raise self._foreign(
-                f"{self._states.shape[0]} states of {self._states.shape[1]} numbers, not "
-                f"{expected} of {teacher.head.shape[1]}"
+                f"{rows} states of {width} numbers for {len(self._starts)} texts, not {expected} of "
+                f"{teacher.head.shape[1]} for {len(pairs)}"
             )
         with torch.inference_mode():
             again = teacher(build_batch(pairs[:1])).float()

@@ -1,7 +1,7 @@
 """The child process that runs llama.cpp's own converter: `python -m ammd.export.gguf_converter TREE ...`.
 
 It differs from calling the script in one point: where the converter does not know a tokenizer's hash, the
-rule in `tokenizer.json` is asked (`pre_tokenizer`); if that is unknown too, the converter stops as ever.
+rule in `tokenizer.json` is asked (`ammd.pre_tokenizer`); if that is unknown too, the converter stops as ever.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ammd.pre_tokenizer import pre_tokenizer_name
+
+from .checkpoint_facts import read_json
 from .llama_source import CONVERTER
-from .pre_tokenizer import pre_tokenizer_name
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -35,7 +37,7 @@ def _name_unknown_hashes(text_model: Any) -> None:
         try:
             return str(by_hash(self, tokenizer))
         except NotImplementedError:
-            name = pre_tokenizer_name(Path(self.dir_model) / "tokenizer.json")
+            name = pre_tokenizer_name(read_json(Path(self.dir_model) / "tokenizer.json"))
             if name is None:
                 raise
             return name

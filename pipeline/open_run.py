@@ -33,7 +33,7 @@ from .cache import (
     stage_key,
 )
 from .launch import run_in_child
-from .recipe import DATA_FILES, SOURCES, Recipe, data_file
+from .recipe import DATA_FILES, SOURCES, TEXTS, Recipe, data_file
 from .resources import check_room, count_parameters, estimate_need
 from .stages import Stage
 from .toml_text import write_toml
@@ -137,6 +137,9 @@ def _localize(section: str, settings: Settings) -> tuple[Settings, dict[str, Any
     for path in SOURCES:
         if path[0] == section:
             _pin_source(keyed, path[1:])
+    if section == TEXTS[0] and (vocabulary := keyed[TEXTS[1]]):
+        texts = map(Path, vocabulary[TEXTS[2]])  # how one is read hangs on its suffix
+        vocabulary[TEXTS[2]] = [f"sha256:{hash_file(text)}{text.suffix}" for text in texts]
     return type(settings).model_validate(given), keyed
 
 

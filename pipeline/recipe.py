@@ -35,6 +35,7 @@ DATA_FILES: Mapping[tuple[str, ...], str] = {
     ("prepare", "prompts"): "quickstart_train.jsonl",
     ("prepare", "heldout"): "quickstart_heldout.jsonl",
 }
+TEXTS = ("prepare", "vocabulary", "texts")  # a key with a list of data files
 _Section = TypeVar("_Section", bound=Settings)
 _SEEDED = ("prepare", "distill", "evaluate")  # sections that draw random numbers
 
@@ -186,7 +187,13 @@ def _resolve_paths(document: dict[str, Any], folder: Path) -> None:
     for path in (*SOURCES, *DATA_FILES):
         value = _get(document, path)
         if isinstance(value, str) and value and not value.startswith(("hub:", "pypi:", BUILTIN)):
-            _put(document, path, str((folder / Path(value).expanduser()).resolve()))
+            _put(document, path, _absolute(value, folder))
+    if isinstance(texts := _get(document, TEXTS), list):
+        _put(document, TEXTS, [_absolute(text, folder) if isinstance(text, str) else text for text in texts])
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return str((folder / Path(path).expanduser()).resolve())
 
 
 def _hand_down_seed(document: dict[str, Any]) -> None:
@@ -216,4 +223,8 @@ def _find_missing_files(document: dict[str, Any]) -> list[Fault]:
         value = _get(document, path)
         if isinstance(value, str) and not data_file(value, path).is_file():
             faults.append(Fault(path=path, value=value, text="there is no such file"))
+    texts = _get(document, TEXTS)
+    for text in texts if isinstance(texts, list) else ():
+        if isinstance(text, str) and not Path(text).is_file():
+            faults.append(Fault(path=TEXTS, value=text, text="there is no such file"))
     return faults

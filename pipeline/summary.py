@@ -36,6 +36,7 @@ def build_summary(recipe: Recipe, folder: Path, done: Mapping[str, Done]) -> dic
         "peak_rss_bytes": max((item.manifest.peak_rss_bytes for item in done.values()), default=0),
         "stages": [_stage_row(name, item) for name, item in done.items()],
         "models": [_model_row(name, done) for name, (stage, _) in CHECKPOINTS.items() if stage in done],
+        "vocabulary": _results(done, "prepare").get("vocabulary"),
         "artifacts": [_artifact_row(row, done) for row in _results(done, "export").get("artifacts", [])],
         "machine": describe_machine(),
         "versions": dict(last.versions) if last else {},

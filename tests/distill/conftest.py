@@ -1,16 +1,199 @@
-"""A process small enough to enumerate: vocabulary 3, horizon 3, every sequence."""
+"""An enumerable process, and byte-level BPE tokenizers of the four known kinds with random models for them."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import json
+import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from ammd.distill.chunked import States
+from ammd.pre_tokenizer import LLAMA3_WORDS, QWEN2_WORDS
+
+SENTENCES = (
+    "The quick brown fox jumps over the lazy dog, and the dog sleeps on and on.",
+    "Whether the weather be fine or whether the weather be not, we weather the weather whatever the weather.",
+    "Größere Wörter wären schöner; über Äpfel und Öl läßt sich streiten. Übrigens: größer, schöner, weiter!",
+    "Съешь ещё этих мягких французских булок, да выпей чаю. Мягкие булки, мягкий чай.",
+    "def f(x):\n    return x + 1\n\n\ndef g(x):\n    return f(x) * 2\n",
+    "你好，世界。世界你好。",
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+KINDS = ("smollm", "gpt-2", "qwen2", "llama-bpe")
+
+
+def train_tokenizer(kind: str) -> Any:
+    """Return a tokenizer of llama.cpp's kind `kind` with about 450 tokens.
+
+    The last two number their special tokens after all others; `llama-bpe` has every merge that leads to a token, takes
+    whole words as they stand and begins with a BOS token.
+    """
+    from tokenizers import (
+        AddedToken,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        trainers,
+    )
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    rule = {
+        "smollm": lambda: pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2]),
+        "gpt-2": lambda: gpt2,
+        "qwen2": lambda: _split(QWEN2_WORDS),
+        "llama-bpe": lambda: _split(LLAMA3_WORDS),
+    }[kind]()
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = rule
+    first = list(SPECIAL) if kind in ("smollm", "gpt-2") else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=450,
+        special_tokens=first,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(SENTENCES, trainer)
+    if kind == "llama-bpe":
+        vocabulary = json.loads(backend.to_str())["model"]["vocab"]
+        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=_all_merges(vocabulary), ignore_merges=True))
+        backend.pre_tokenizer = rule
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    if kind == "qwen2":
+        backend.normalizer = normalizers.NFC()
+    if kind == "llama-bpe":
+        bos = SPECIAL[0]
+        backend.post_processor = TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
+        )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def _split(words: str) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(words), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _all_merges(vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    """Return every pair of tokens that is a token, in the order of the results, as conversions from ranks have them."""
+    pairs = [
+        (token[:cut], token[cut:])
+        for token in sorted(vocabulary, key=lambda token: vocabulary[token])
+        for cut in range(1, len(token))
+    ]
+    return [pair for pair in pairs if vocabulary.keys() >= set(pair)]
+
+
+def build_model(tokenizer: Any, *, tied: bool = True, spare_rows: int = 3) -> Any:
+    """Return a random llama of two layers with a few rows that no token has, and several end tokens."""
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|endoftext|>")]
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + spare_rows,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+    )
+    return model
+
+
+def random_texts(count: int, *, seed: int) -> list[str]:
+    """Return texts of letters, signs, white space and whole words, of several scripts, in any order."""
+    chance = random.Random(seed)
+    words = [word for sentence in SENTENCES for word in sentence.split()]
+    characters = "aethgrößÄй мя булк\n\n\t  123४½.,;!?(){}<|im_end|>🙂你好\u200b\u00a0e\u0301"
+
+    def piece() -> str:
+        if chance.random() < 0.5:
+            return chance.choice(words) + chance.choice((" ", "", "\n"))
+        return chance.choice(characters)
+
+    return ["".join(piece() for _ in range(chance.randrange(1, 40))) for _ in range(count)]
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def any_tokenizer(request: pytest.FixtureRequest) -> Any:
+    """A tokenizer of each kind in turn; not to be changed."""
+    return train_tokenizer(request.param)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """A tokenizer of SmolLM's kind; not to be changed."""
+    return train_tokenizer("smollm")
+
+
+@pytest.fixture
+def make_model() -> Callable[..., Any]:
+    """`build_model`."""
+    return build_model
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[[str], Any]:
+    """`train_tokenizer`."""
+    return train_tokenizer
+
+
+@pytest.fixture
+def make_texts() -> Callable[..., list[str]]:
+    """`random_texts`."""
+    return random_texts
+
+
+@pytest.fixture(scope="session")
+def bpe_checkpoint(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with the tokenizer of SmolLM's kind, as a folder."""
+    from ammd.distill.checkpoint import save_checkpoint
+
+    folder = tmp_path_factory.mktemp("bpe") / "checkpoint"
+    folder.mkdir()
+    save_checkpoint(build_model(tokenizer), tokenizer, folder)
+    return folder
+
 
 VOCABULARY, HORIZON = 3, 3
 

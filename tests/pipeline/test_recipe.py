@@ -7,6 +7,7 @@ import pytest
 
 from ammd.errors import RecipeError
 from ammd.export.settings import ExportSettings
+from ammd.pipeline.open_run import _localize
 from ammd.pipeline.recipe import BUILTIN, DATA_FILES, Recipe, data_file, load_recipe, load_section
 from ammd.pipeline.toml_text import find_line, parse_value, write_toml
 
@@ -73,6 +74,14 @@ def test_missing_data_file_is_a_fault(recipe_path):
     assert "there is no such file (line 7)" in message
 
 
+def test_missing_text_of_the_vocabulary_is_a_fault(recipe_path):
+    message = faults_of(recipe_path, "prepare.vocabulary.texts=['none.txt']")
+    assert (
+        f'`prepare.vocabulary.texts` = `"{Path.cwd() / "none.txt"}"`: there is no such file (--set)'
+        in message
+    )
+
+
 @pytest.mark.parametrize("source", ["hub:name", "pypi:package", ""])
 def test_malformed_model_source_is_a_fault(recipe_path, source):
     assert "`prepare.teacher`" in faults_of(recipe_path, f"prepare.teacher='{source}'")
@@ -125,6 +134,30 @@ def test_paths_of_the_recipe_start_at_its_folder_and_those_of_set_at_the_current
     recipe = load_recipe(recipe_path, overrides=["prepare.prompts=mine.jsonl"])
     assert Path(recipe.prepare.prompts) == here / "mine.jsonl"
     assert Path(recipe.prepare.heldout) == recipe_path.parent / "heldout.jsonl"
+
+
+def test_texts_of_the_vocabulary_are_found_beside_the_recipe_and_keyed_by_content(recipe_path):
+    text = recipe_path.parent / "more.txt"
+    text.write_text("more", encoding="utf-8")
+    with recipe_path.open("a", encoding="utf-8") as stream:
+        stream.write('\n[prepare.vocabulary]\ntexts = ["more.txt"]\n')
+    settings = load_recipe(recipe_path).prepare
+    assert settings.vocabulary.texts == (str(text),)
+    given, keyed = _localize("prepare", settings)
+    assert given.vocabulary.texts == (str(text),)
+    text.write_text("other", encoding="utf-8")
+    _, changed = _localize("prepare", settings)
+    assert keyed["vocabulary"] != changed["vocabulary"]
+    assert str(recipe_path.parent) not in str(changed)
+
+
+def test_empty_vocabulary_table_survives_the_round_trip(recipe_path, tmp_path):
+    assert load_recipe(recipe_path).prepare.vocabulary is None
+    recipe = load_recipe(recipe_path, overrides=["prepare.vocabulary={}"])
+    assert recipe.prepare.vocabulary.max_tokens is None
+    again = tmp_path / "again.toml"
+    again.write_text(write_toml(recipe.model_dump(mode="json")), encoding="utf-8")
+    assert load_recipe(again) == recipe
 
 
 def test_seed_reaches_the_sections_that_draw_and_yields_to_their_own(recipe_path):

@@ -7,7 +7,9 @@ import pytest
 from ammd.pipeline.columns import COLUMNS, show, used_columns, value_of
 from ammd.pipeline.plots import _phase_border, _running_seconds, draw_curves, draw_trade
 from ammd.pipeline.recipe import load_recipe
+from ammd.pipeline.report import render_report
 from ammd.pipeline.run import run_recipe
+from ammd.pipeline.summary import build_summary
 
 
 @pytest.fixture
@@ -38,6 +40,19 @@ def test_page_shows_models_plots_proofs_answers_stages_machine_and_recipe(page):
     for text in (*headings, "Stages", "Machine and versions", "Recipe", "layers = 1", "kl nats"):
         assert text in page
     assert page.count("<svg") == 4  # trade, loss, distances, KL
+
+
+def test_page_of_a_trimmed_run_says_what_is_left(tmp_path, recipe_path):
+    summary = build_summary(load_recipe(recipe_path), tmp_path, {})
+    facts = {"tokens_before": 49152, "tokens": 13788, "parameters_saved": 20369664}
+    shares = {"respelled_share": 0.105, "heldout_respelled_share": 0.0468}
+    pages = [
+        render_report({**summary, "vocabulary": found}, curves=[], answers=[], recipe_text="")
+        for found in (None, facts | shares)
+    ]
+    assert "Vocabulary trimmed" not in pages[0]
+    for text in ("from 49,152 to", "13,788 tokens", "20,369,664 parameters", "10.50 % of", "4.68 % of"):
+        assert text in pages[1]
 
 
 def test_ids_of_drawings_on_one_page_are_distinct(page):

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from ammd.export.pre_tokenizer import pre_tokenizer_name
+from ammd.pre_tokenizer import pre_tokenizer_name
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -22,14 +21,13 @@ def _split(words: str) -> Any:
     return pre_tokenizers.Split(Regex(words), behavior="isolated")
 
 
-def _save(tmp_path: Path, steps: list[Any], *, nfc: bool = False, **model: Any) -> Path:
+def _document(steps: list[Any], *, nfc: bool = False, **model: Any) -> dict[str, Any]:
     tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[], **model))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     if nfc:
         tokenizer.normalizer = normalizers.NFC()
-    path = tmp_path / "tokenizer.json"
-    tokenizer.save(str(path))
-    return path
+    document: dict[str, Any] = json.loads(tokenizer.to_str())
+    return document
 
 
 @pytest.mark.parametrize(
@@ -41,10 +39,8 @@ def _save(tmp_path: Path, steps: list[Any], *, nfc: bool = False, **model: Any) 
         ([_split(LLAMA3.replace("{1,3}", "")), BYTES], {"nfc": True}, "qwen2"),
     ],
 )
-def test_known_rule_has_llama_cpps_name(
-    tmp_path: Path, steps: list[Any], options: dict[str, Any], name: str
-) -> None:
-    assert pre_tokenizer_name(_save(tmp_path, steps, **options)) == name
+def test_known_rule_has_llama_cpps_name(steps: list[Any], options: dict[str, Any], name: str) -> None:
+    assert pre_tokenizer_name(_document(steps, **options)) == name
 
 
 @pytest.mark.parametrize(
@@ -64,20 +60,15 @@ def test_known_rule_has_llama_cpps_name(
         ([pre_tokenizers.Whitespace()], {}),
     ],
 )
-def test_rule_that_differs_in_one_point_has_no_name(
-    tmp_path: Path, steps: list[Any], options: dict[str, Any]
-) -> None:
-    assert pre_tokenizer_name(_save(tmp_path, steps, **options)) is None
+def test_rule_that_differs_in_one_point_has_no_name(steps: list[Any], options: dict[str, Any]) -> None:
+    assert pre_tokenizer_name(_document(steps, **options)) is None
 
 
-def test_tokenizer_of_another_kind_has_no_name(tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps({"model": {"type": "Unigram"}}))
-    assert pre_tokenizer_name(path) is None
+def test_tokenizer_of_another_kind_has_no_name() -> None:
+    assert pre_tokenizer_name({"model": {"type": "Unigram"}}) is None
 
 
-def test_single_step_without_a_sequence_is_understood(tmp_path: Path) -> None:
+def test_single_step_without_a_sequence_is_understood() -> None:
     tokenizer = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
     tokenizer.pre_tokenizer = GPT2
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert pre_tokenizer_name(tmp_path / "tokenizer.json") == "gpt-2"
+    assert pre_tokenizer_name(json.loads(tokenizer.to_str())) == "gpt-2"

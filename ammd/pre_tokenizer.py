@@ -4,28 +4,27 @@ llama.cpp's converter recognises a tokenizer by the hash of the ids that it give
 changes as soon as a vocabulary is trimmed or extended, although the cutting rule is the same; the converter
 then stops. This module reads the rule itself from `tokenizer.json` and names the few that it knows exactly.
 It never guesses: an unknown rule has no name. The ids of the finished file are compared later in any case.
+The export names a file's rule by it, and a vocabulary is trimmed only where the trimmed one will have a name.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-_LLAMA3_WORDS = (
+LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_QWEN2_WORDS = _LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
+QWEN2_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
-def pre_tokenizer_name(tokenizer_json: Path) -> str | None:
-    """Return llama.cpp's name for the cutting rule in `tokenizer.json`, or None if it is not known exactly.
+def pre_tokenizer_name(document: Mapping[str, Any]) -> str | None:
+    """Return llama.cpp's name for the cutting rule of a `tokenizer.json`, or None if it is not known exactly.
 
     Known: `smollm` (single digits, then GPT-2's words), `gpt-2`, `llama-bpe` (up to three digits, whole words
     from the vocabulary first) and `qwen2` (the same words with single digits, NFC text).
     """
-    document = json.loads(tokenizer_json.read_text(encoding="utf-8"))
     model = document.get("model") or {}
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         return None
@@ -36,9 +35,9 @@ def pre_tokenizer_name(tokenizer_json: Path) -> str | None:
             return "smollm"
         case ("gpt2-words",), None, False:
             return "gpt-2"
-        case (("split", words), "bytes"), None, True if words == _LLAMA3_WORDS:
+        case (("split", words), "bytes"), None, True if words == LLAMA3_WORDS:
             return "llama-bpe"
-        case (("split", words), "bytes"), "NFC", False if words == _QWEN2_WORDS:
+        case (("split", words), "bytes"), "NFC", False if words == QWEN2_WORDS:
             return "qwen2"
     return None
 
