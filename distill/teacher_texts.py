@@ -123,7 +123,7 @@ def _answer(
             model,
             prompt_ids,
             sampling=sampling,
-            generator=generator,
+            randomness=generator,
             on_tokens=lambda done, tokens: report(done, f"{tokens} tokens"),
             on_states=on_states,
         )

@@ -128,15 +128,16 @@ def _literals(model: type[BaseModel]) -> Iterator[str]:
 
 
 def _nearest(path: tuple[str, ...], tables: Sequence[type[BaseModel]], root: type[BaseModel]) -> str:
-    """Return advice for an unknown key: near in its own table, else of the same name elsewhere."""
+    """Return advice for an unknown key: of the same name elsewhere, else near in its own table, else near elsewhere."""
     *section, key = path
     siblings = [name for table in tables for name in table.model_fields]
-    if close := difflib.get_close_matches(key, siblings, n=1, cutoff=0.5):
-        return f", the nearest valid one is `{'.'.join([*section, close[0]])}`"
     everywhere = list(dict.fromkeys(_all_keys(root, "")))  # members of a union share keys
+    names = {_last(dotted) for dotted in everywhere}
     if ".".join(path) in everywhere:
         return f" for this kind, valid here: {', '.join(siblings)}"
-    if close := difflib.get_close_matches(key, {_last(dotted) for dotted in everywhere}, n=1, cutoff=0.7):
+    if key not in names and (close := difflib.get_close_matches(key, siblings, n=1, cutoff=0.5)):
+        return f", the nearest valid one is `{'.'.join([*section, close[0]])}`"
+    if close := difflib.get_close_matches(key, names, n=1, cutoff=0.7):
         same = [f"`{dotted}`" for dotted in everywhere if _last(dotted) == close[0]]
         return f", the nearest valid one is {' or '.join(same)}"
     return f", valid here: {', '.join(siblings)}"
