@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from ammd.errors import DistillError
 
 from .gguf_tokenizer import build_tokenizer, check_token_ids
-from .lora import merged_layers
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +47,8 @@ def copy_in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel
     by up to 0.3 radians. Nothing is held twice in the wider dtype on the way.
     """
     from torch.nn import Parameter
+
+    from .lora import merged_layers
 
     cast: dict[int, Any] = {
         id(p): Parameter(p.detach().to(dtype), requires_grad=False) for p in model.parameters()
