@@ -164,11 +164,12 @@ def plot(rows: Sequence[Row], budget: str, path: Path) -> None:
                 values.setdefault(row["method"], {}).setdefault(row["metric"], []).append(row["value"])
         for method, found in values.items():
             x, y = (statistics.mean(found[name]) for name in (across, up))
-            panel.plot(x, y, "o", color="#b2182b" if method == "ammd" else "#4d4d4d")
+            panel.plot(x, y, "o", color="#b2182b" if method.startswith("ammd") else "#4d4d4d")
             panel.annotate(method, (x, y), textcoords="offset points", xytext=(5, 3), fontsize=8)
         panel.set_xlabel(METRICS[across])
         panel.set_ylabel(METRICS[up])
         panel.grid(alpha=0.3)
+        panel.margins(0.14)  # room for the names
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
