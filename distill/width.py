@@ -221,6 +221,8 @@ def _is_valid(model: PreTrainedModel, groups: int) -> bool:
 
     config = model.config
     heads = config.num_attention_heads // config.num_key_value_heads * groups
+    if config.model_type == "llama" and config.hidden_size % heads:
+        return False  # transformers 5 refuses to read it, also where 4 has written it
     try:
         type(config).from_dict(
             {**config.to_dict(), "num_attention_heads": heads, "num_key_value_heads": groups}
