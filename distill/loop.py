@@ -236,7 +236,8 @@ class Loop:
 
     @torch.inference_mode()
     def _read_by_teacher(self, batch: Batch) -> torch.Tensor:
-        return self._teacher(batch)
+        hiddens: torch.Tensor = self._teacher(batch)
+        return hiddens
 
     def _ascended(
         self,

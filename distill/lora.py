@@ -7,7 +7,7 @@ models. What is saved, and what samples texts, is a plain network with the sums 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -45,7 +45,7 @@ def _linear_layers(model: PreTrainedModel) -> list[str]:
 
 
 @torch.no_grad()
-def _merged(layer: nn.Module) -> nn.Linear:
+def _merged(layer: Any) -> nn.Linear:
     plain = layer.get_base_layer()
     merged = nn.Linear(plain.in_features, plain.out_features, bias=plain.bias is not None, device="meta")
     merged.weight = nn.Parameter(plain.weight + layer.get_delta_weight("default"), requires_grad=False)
