@@ -104,7 +104,12 @@ class OpenRun:
         source = str(teacher) if "prepare" in self.done else self.recipe.prepare.teacher
         names = list(self.stages)
         ahead = [self.stages[name] for name in names[names.index(stage.name) :]]
-        check_room(estimate_need(ahead, parameters=count_parameters(source) or 0), folder=self.folder)
+        need = estimate_need(
+            ahead,
+            parameters=count_parameters(source) or 0,
+            processes={"distill": self.recipe.distill.processes},
+        )
+        check_room(need, folder=self.folder)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +32,20 @@ class Need:
     memory_bytes: int
 
 
-def estimate_need(stages: Sequence[Stage], *, parameters: int) -> Need:
-    """Return disk summed over `stages` and memory of the hungriest of them."""
+def estimate_need(
+    stages: Sequence[Stage], *, parameters: int, processes: Mapping[str, int] | None = None
+) -> Need:
+    """Return disk summed over `stages` and memory of the hungriest of them, each of whose `processes` holds it all."""
     disk = sum(stage.disk_bytes_per_parameter for stage in stages) * parameters
-    memory = max((stage.memory_bytes_per_parameter for stage in stages), default=0) * parameters
-    return Need(disk_bytes=int(disk) + FIXED_DISK_BYTES, memory_bytes=int(memory) + FIXED_MEMORY_BYTES)
+    memory = max(
+        (
+            (stage.memory_bytes_per_parameter * parameters + FIXED_MEMORY_BYTES)
+            * (processes or {}).get(stage.name, 1)
+            for stage in stages
+        ),
+        default=FIXED_MEMORY_BYTES,
+    )
+    return Need(disk_bytes=int(disk) + FIXED_DISK_BYTES, memory_bytes=int(memory))
 
 
 def check_room(need: Need, *, folder: Path) -> None:
@@ -52,7 +61,7 @@ def check_room(need: Need, *, folder: Path) -> None:
         needed, free = need.memory_bytes / 2**30, memory / 2**30
         raise DistillError(
             f"the run needs about {needed:.1f} GiB of memory, {free:.1f} GiB are free",
-            hint="end other programs, or take a smaller teacher",
+            hint="end other programs, or take a smaller teacher or fewer `distill.processes`",
             expected=need.memory_bytes,
             found=memory,
         )

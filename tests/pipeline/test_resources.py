@@ -41,6 +41,15 @@ def test_need_sums_disk_and_takes_the_hungriest_stage():
     assert need.memory_bytes - resources.FIXED_MEMORY_BYTES == 20000
 
 
+def test_each_process_of_a_stage_holds_all_of_it():
+    one, three = (
+        estimate_need([STAGES["bench"], STAGES["distill"]], parameters=10**9, processes={"distill": count})
+        for count in (1, 3)
+    )
+    assert three.memory_bytes == 3 * one.memory_bytes
+    assert three.disk_bytes == one.disk_bytes
+
+
 def test_too_little_disk_is_refused_before_any_stage(recipe_path, tmp_path, stand_in, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(1, 1, 1 << 20))
     with pytest.raises(ArtifactError, match=r"the run needs .* MiB of disk"):
