@@ -8,6 +8,7 @@ Every process runs this; the first one writes. `docs/scaling.md` says more.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -18,6 +19,8 @@ from pydantic import ValidationError
 from ammd.errors import AmmdError
 
 from .settings import DistillSettings
+
+_UNFINISHED = frozenset({"curves.jsonl", "warm"})  # in a folder that has no student yet
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,13 +59,21 @@ def _train(prepared: Path, out: Path, settings: Path | None, resume: Path | None
 
     wanted = _read(settings) if settings else DistillSettings()
     if first:
-        if out.exists() and any(out.iterdir()):
-            raise click.UsageError(f"`{out}` is not empty")
-        out.mkdir(parents=True, exist_ok=True)
+        _clear(out, unfinished=resume is not None)
     stage.run(stage.DistillInputs(prepared=prepared, resume=resume), wanted, out)
     Fleet().leave()
     if first:
         click.echo(str(out))
+
+
+def _clear(out: Path, *, unfinished: bool) -> None:
+    """Make `out` an empty folder; of an unfinished training, remove what its snapshot holds or the next one writes."""
+    found = {path.name for path in out.iterdir()} if out.exists() else set()
+    if found and not (unfinished and found <= _UNFINISHED):
+        raise click.UsageError(f"`{out}` is not empty")
+    if found:
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def _read(path: Path) -> DistillSettings:

@@ -29,9 +29,11 @@ def test_a_prepared_folder_becomes_a_student(small_prepared: Path, tmp_path: Pat
     assert done.exit_code == 0, done.output
     assert done.stdout == f"{tmp_path / 'out'}\n"
     assert (tmp_path / "out" / "student" / "model.safetensors").is_file()
-    again = run(small_prepared, tmp_path / "out")
-    assert again.exit_code == 2
-    assert "is not empty" in again.output
+    for more in ((), ("--resume", tmp_path / "state")):  # finished: not even to go on
+        again = run(small_prepared, tmp_path / "out", *more)
+        assert again.exit_code == 2
+        assert "is not empty" in again.output
+    assert (tmp_path / "out" / "student" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
