@@ -10,7 +10,6 @@ like a method's, of two. Prints one JSON line last and writes `benchmarks/result
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from character_level import CharacterLevel
 from comparison import Comparison, comparisons, rows_of, run_comparison
 from document import publish
 from methods import Method
+from parts import run
 
-from ammd.errors import AmmdError
 from ammd.machine import available_cores
 
 BASE: Mapping[str, Any] = {"kind": "ammd"}  # the recipe's defaults: off and on, closed form, no long view
@@ -99,7 +98,4 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except AmmdError as error:
-        sys.exit(f"{error}\nhint: {error.hint}" if error.hint else str(error))
+    run(main)

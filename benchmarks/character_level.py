@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from imitation import measure_imitation
 
-from ammd.distill.batches import build_batch
 from ammd.distill.checkpoint import load_model, save_checkpoint
 from ammd.distill.policy import Policy
 from ammd.distill.prompts import Example, read_examples, write_examples
 from ammd.distill.rollout import Sampling, sample_responses
 from ammd.distill.settings import DistillSettings, WarmStart
 from ammd.distill.teacher_states import TeacherStatesWriter
+from ammd.distill.teacher_texts import keep_states
 from ammd.distill.training import Training
 from ammd.machine import has_fast_bfloat16
 from ammd.progress import progress
@@ -206,7 +206,6 @@ def _examples(
     ]
 
 
-@torch.inference_mode()
 def _write_texts(
     folder: Path,
     teacher: Policy,
@@ -216,10 +215,6 @@ def _write_texts(
 ) -> None:
     """Write training texts with the teacher's states at their responses."""
     write_examples(folder / "train.jsonl", _examples(tokenizer, prompts, responses))
-    width = teacher.head.shape[1]
-    with TeacherStatesWriter(folder, examples=len(prompts), width=width, dtype=torch.float32) as states:
-        for start in range(0, len(prompts), 256):
-            pairs = list(zip(prompts[start : start + 256], responses[start : start + 256], strict=True))
-            rows = teacher(build_batch(pairs)).split([len(response) for _, response in pairs])
-            for place, piece in enumerate(rows):
-                states.append(start + place, piece)
+    width, pairs = teacher.head.shape[1], list(zip(prompts, responses, strict=True))
+    with TeacherStatesWriter(folder, examples=len(pairs), width=width, dtype=torch.float32) as states:
+        keep_states(teacher, states, range(len(pairs)), pairs, batch_size=256)

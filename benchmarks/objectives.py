@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ from comparison import Comparison, Setting, comparisons, rows_of, run_comparison
 from document import ROOT, publish, revision
 from instructions import Instructions
 from methods import METHODS, REFERENCE
+from parts import run
 
-from ammd.errors import AmmdError
 from ammd.machine import describe_machine
 
 RESULT = ROOT / "benchmarks" / "results" / "objectives.json"
@@ -101,7 +100,4 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except AmmdError as error:
-        sys.exit(f"{error}\nhint: {error.hint}" if error.hint else str(error))
+    run(main)

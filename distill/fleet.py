@@ -81,11 +81,6 @@ class Fleet:
         distributed.broadcast_object_list(sent, src=0)
         return sent[0]
 
-    def wait(self) -> None:
-        """Wait until all processes have come this far."""
-        if self.size > 1:
-            distributed.barrier()
-
     def leave(self) -> None:
         """Say goodbye to the other processes; nothing can be sent any more."""
         if self.size > 1:

@@ -20,9 +20,7 @@ from dataclasses import dataclass
 from ammd.machine import available_cores
 
 _GRACE_S = 5.0  # between asking processes to end and killing them
-_NEIGHBOURS_S = (
-    0.3  # in which processes that fail together are told apart: one was killed, the others miss it
-)
+_NEIGHBOURS_S = 0.3  # in which those that fail together are told apart: one was killed, the others miss it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from ammd.distill.chunked import States
+from ammd.distill.collapse import CollapseWatch
+from ammd.distill.step_log import StepLog
 from ammd.pre_tokenizer import LLAMA3_WORDS, QWEN2_WORDS
 
 SENTENCES = (
@@ -239,3 +241,31 @@ def toy_process() -> ToyProcess:
         student_table=tables[1].requires_grad_(),
         one_hot=torch.eye(len(prefixes)),
     )
+
+
+@pytest.fixture
+def measured() -> Callable[[Path], list[dict[str, Any]]]:
+    """Return the curves in a folder without what depends on the clock."""
+
+    def read(folder: Path) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in line.items() if k not in {"seconds", "tokens_per_s"}} for line in lines]
+
+    return read
+
+
+@pytest.fixture
+def stop_at() -> Callable[[pytest.MonkeyPatch, str, int], None]:
+    """Interrupt the training after a step of a phase, before its snapshot."""
+
+    def stop(monkeypatch: pytest.MonkeyPatch, phase: str, step: int) -> None:
+        real = CollapseWatch.check
+
+        def check(self: CollapseWatch, entry: StepLog) -> None:
+            real(self, entry)
+            if (entry.phase, entry.step) == (phase, step):
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(CollapseWatch, "check", check)
+
+    return stop

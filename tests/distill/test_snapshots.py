@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,30 +77,14 @@ def run(prepared: Path, settings: DistillSettings, folder: Path, resume: Path | 
     stage.run(stage.DistillInputs(prepared=prepared, resume=resume), settings, folder)
 
 
-def measured(folder: Path) -> list[dict[str, object]]:
-    """Return the curves without what depends on the clock."""
-    lines = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in {"seconds", "tokens_per_s"}} for line in lines]
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, phase: str, step: int) -> None:
-    """Interrupt the training after this step, before its snapshot."""
-    real = CollapseWatch.check
-
-    def check(self: CollapseWatch, entry: StepLog) -> None:
-        real(self, entry)
-        if (entry.phase, entry.step) == (phase, step):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(CollapseWatch, "check", check)
-
-
 @pytest.mark.parametrize(
     ("name", "changes"),
     [*((name, {}) for name in OBJECTIVES), ("ammd", {"quantize_as": "gguf-q4_0"})],
     ids=[*OBJECTIVES, "quantized"],
 )
 def test_stopped_and_resumed_equals_uninterrupted(
+    stop_at: Any,
+    measured: Any,
     prepared: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -120,7 +105,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
 
 def test_between_the_phases_a_snapshot_is_taken_whenever_the_last_was(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop_at: Any, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(patch, "ammd", 1)
@@ -131,7 +116,11 @@ def test_between_the_phases_a_snapshot_is_taken_whenever_the_last_was(
 
 
 def test_an_altered_snapshot_is_noticed_and_training_begins_anew(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    stop_at: Any,
+    prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings = settings_of(OBJECTIVES["ammd"])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -14,14 +14,12 @@ from pydantic import ValidationError
 from ammd.artifact import hash_file
 from ammd.distill import prepare, stage
 from ammd.distill.checkpoint import load_model, load_tokenizer, save_checkpoint
-from ammd.distill.collapse import CollapseWatch
 from ammd.distill.depth import block_influence, cut_layers
 from ammd.distill.loop import learning_rate_share
 from ammd.distill.prompts import read_examples
 from ammd.distill.settings import DistillSettings, PrepareSettings, WidthStudent
 from ammd.distill.snapshots import Snapshots, State
 from ammd.distill.staged import CUTS_NAME, Cuts, layer_counts, read_cuts, share_steps, write_cuts
-from ammd.distill.step_log import StepLog
 from ammd.distill.student import measured_batch
 from ammd.distill.training import Training
 from ammd.errors import DistillError
@@ -92,24 +90,6 @@ def train(prepared: Path, folder: Path, resume: Path | None = None) -> dict[str,
     return stage.run(stage.DistillInputs(prepared=prepared, resume=resume), settings, folder)
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the curves without what depends on the clock."""
-    lines = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in {"seconds", "tokens_per_s"}} for line in lines]
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, phase: str, step: int) -> None:
-    """Interrupt the training after this step, before its snapshot."""
-    real = CollapseWatch.check
-
-    def check(self: CollapseWatch, entry: StepLog) -> None:
-        real(self, entry)
-        if (entry.phase, entry.step) == (phase, step):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(CollapseWatch, "check", check)
-
-
 def test_prepare_makes_the_first_cut_and_leaves_word_of_the_others(six_layers: Path, tmp_path: Path) -> None:
     results = prepare_student(six_layers, tmp_path, STAGED)
     assert load_model(tmp_path / "student", dtype=torch.float32).config.num_hidden_layers == 5
@@ -120,12 +100,14 @@ def test_prepare_makes_the_first_cut_and_leaves_word_of_the_others(six_layers: P
     assert facts["kept_layers"] == [index for index in range(6) if index != least]
 
 
-def test_one_stage_leaves_no_word_and_is_one_phase(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_one_stage_leaves_no_word_and_is_one_phase(
+    measured: Any, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     results = prepare_student(tiny_checkpoint, tmp_path / "one", {"kind": "depth", "layers": 3})
     assert "layers_to_come" not in results["student"]
     assert not (tmp_path / "one" / CUTS_NAME).exists()
     facts = train(tmp_path / "one", tmp_path / "out")
-    assert [row["phase"] for row in rows_of(tmp_path / "out")] == ["warm"] * STEPS + ["ammd"] * 2
+    assert [row["phase"] for row in measured(tmp_path / "out")] == ["warm"] * STEPS + ["ammd"] * 2
     assert facts["layers"] == 3
     assert "kept_layers" not in facts  # prepare has told
 
@@ -138,8 +120,8 @@ def test_a_narrow_student_loses_its_layers_in_stages_too(six_layers: Path, tmp_p
     assert facts["layers"] == len(facts["kept_layers"]) == 3
 
 
-def test_each_share_is_a_phase_with_a_schedule_of_its_own(whole: Path) -> None:
-    rows = rows_of(whole)
+def test_each_share_is_a_phase_with_a_schedule_of_its_own(measured: Any, whole: Path) -> None:
+    rows = measured(whole)
     assert [(row["phase"], row["step"]) for row in rows] == [
         *(("warm 1", step) for step in (1, 2)),
         *(("warm 2", step) for step in (1, 2)),
@@ -194,7 +176,13 @@ def test_later_cuts_are_by_the_influence_that_layers_have_by_then(
 
 @pytest.mark.parametrize("every_step", [True, False])
 def test_stopped_and_resumed_equals_uninterrupted(
-    prepared: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_step: bool
+    stop_at: Any,
+    measured: Any,
+    prepared: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    every_step: bool,
 ) -> None:
     """Stopped in each share and in the second phase; snapshots after each step, or at the start of phases only."""
     if every_step:
@@ -208,12 +196,12 @@ def test_stopped_and_resumed_equals_uninterrupted(
     for name in ("warm", "student"):
         weights = f"{name}/model.safetensors"
         assert hash_file(tmp_path / "resumed" / weights) == hash_file(whole / weights)
-    assert rows_of(tmp_path / "resumed") == rows_of(whole)
+    assert measured(tmp_path / "resumed") == measured(whole)
     assert facts == json.loads((whole / "facts.json").read_text())
 
 
 def test_a_training_killed_before_the_cut_makes_the_same_cut(
-    prepared: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    measured: Any, prepared: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last snapshot is of a whole share; the cut is made anew from its weights."""
     monkeypatch.setattr(Snapshots, "is_due", True)
@@ -224,7 +212,7 @@ def test_a_training_killed_before_the_cut_makes_the_same_cut(
     assert kept is not None
     assert (kept.facts["phases"], kept.part("phase").facts["steps"]) == (1, 2)
     facts = train(prepared, tmp_path / "resumed", tmp_path / "resume")
-    assert rows_of(tmp_path / "resumed") == rows_of(whole)
+    assert measured(tmp_path / "resumed") == measured(whole)
     assert facts == json.loads((whole / "facts.json").read_text())
 
 
