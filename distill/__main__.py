@@ -1,6 +1,6 @@
-"""Train from a prepared folder, outside any run: what `accelerate launch` starts on several processes or machines.
+"""Train from a prepared folder, outside any run: what torchrun starts on several processes or machines.
 
-    accelerate launch --cpu --num_processes 2 -m ammd.distill PREPARED OUT --settings distill.toml
+    torchrun --nproc_per_node 2 -m ammd.distill PREPARED OUT --settings distill.toml
 
 Every process runs this; the first one writes. `docs/scaling.md` says more.
 """
@@ -42,7 +42,7 @@ def main(prepared: Path, out: Path, settings: Path | None, resume: Path | None) 
     \b
     Examples:
       python -m ammd.distill runs/mine/prepare trained
-      accelerate launch --cpu --num_processes 2 -m ammd.distill runs/mine/prepare trained --resume state
+      torchrun --nproc_per_node 2 -m ammd.distill runs/mine/prepare trained --resume state
     """
     first = os.environ.get("RANK", "0") == "0"
     try:

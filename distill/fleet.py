@@ -1,6 +1,6 @@
 """The processes that train one student together, each on its share of every batch.
 
-Started by `accelerate launch` (or torchrun), every process holds the student, the teacher and the order of all texts,
+Started by torchrun or by `distill.processes`, every process holds the student, the teacher and the order of all texts,
 and runs the networks on its own rows alone. What the rows give is added up: gradients by DistributedDataParallel, what
 is measured and the student's texts here. So a step is the same whatever the number of processes, but for rounding. The
 first process alone writes files. One process by itself is a fleet of one, in which nothing is sent.

@@ -56,7 +56,12 @@ class Loop:
         precision = "bf16" if uses_bfloat16(settings) else "no"
         # The only buffers are the rotary frequencies, the same everywhere.
         parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        self._accelerator = Accelerator(cpu=True, mixed_precision=precision, kwargs_handlers=[parallel])
+        self._accelerator = Accelerator(
+            cpu=True,
+            mixed_precision=precision,
+            kwargs_handlers=[parallel],
+            step_scheduler_with_optimizer=False,  # it would take a step of the schedule for each process
+        )
         optimizer = torch.optim.AdamW(
             [parameter for parameter in student.parameters() if parameter.requires_grad],
             lr=phase.lr,

@@ -1,4 +1,4 @@
-"""Several processes train what one does: real ones, started by accelerate, on gloo."""
+"""Several processes train what one does: real ones, started by torchrun, on gloo."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def command(prepared: Path, out: Path, settings: dict[str, Any], *more: str, pro
     path = prepared.parent / f"settings-{processes}.toml"
     path.write_text(write_toml(settings))
     return [
-        *(sys.executable, "-P", "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"),
-        *("--mixed_precision", "no", "--num_processes", str(processes), "--main_process_port", "0"),
+        *(sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc_per_node", str(processes)),
         *("-m", "ammd.distill", str(prepared), str(out), "--settings", str(path), *more),
     ]
 
@@ -71,7 +71,7 @@ def curves(out: Path) -> list[dict[str, float]]:
             {
                 "kind": "distillm",
                 "steps": 8,
-                "lr": 0.05,
+                "lr": 1e-3,
                 "check_steps": 1,
                 "validation_texts": 5,
                 "tolerance": 0.0,
@@ -127,6 +127,7 @@ def test_a_killed_process_ends_all_and_the_training_goes_on(small_prepared: Path
         assert started.poll() is None, started.communicate()[1][-3000:]
         time.sleep(0.1)
     ranks = [int(pid) for pid in children_of(started.pid)]
+    assert len(ranks) == 2
     os.kill(ranks[-1], signal.SIGKILL)
     _, said = started.communicate()
     assert started.returncode == 1
