@@ -119,7 +119,8 @@ class Training:
         self._layer_counts = cuts.to_come if cuts else ()
         self.kept_layers = list(cuts.kept_layers) if cuts else None  # of the teacher's, where that is known
         if snapshots and self._start:
-            snapshots.restore_file(curves.name, curves)
+            if self.fleet.is_first:
+                snapshots.restore_file(curves.name, curves)
             if self.kept_layers is not None:
                 # The weights that are put back later are those of a student that may have been cut by then.
                 kept = self._start.facts["kept_layers"]
@@ -198,7 +199,8 @@ class Training:
     def save_between(self, folder: Path) -> None:
         """Write the student between two phases, or what a killed training had written there."""
         if self._snapshots and self._start and folder.name in self._start.facts["written"]:
-            self._snapshots.restore_file(folder.name, folder)
+            if self.fleet.is_first:
+                self._snapshots.restore_file(folder.name, folder)
         else:
             self.save(folder)
         self._written[folder.name] = folder

@@ -48,7 +48,7 @@ def launch(prepared: Path, out: Path, settings: dict[str, Any], *more: str, proc
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
 
 
 def alone(prepared: Path, out: Path, settings: dict[str, Any]) -> None:
