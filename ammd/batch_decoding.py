@@ -25,8 +25,8 @@ _COMPACT_SHARE = 0.25
 _DRAW_BYTES = 3 << 20
 
 Choose = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Takes the logits [B, V] of the rows still there, in the model's dtype, and the place of each row's prompt,
-int64 [B]; gives the next token of each, int64 [B]. With a guide, logits are [2, B, V]: the model's and the guide's."""
+"""Takes the logits [B, V] of the rows still there, in the model's dtype, and the place of each row's prompt, int64 [B]
+on the CPU; gives the next token of each, int64 [B]. With a guide, logits are [2, B, V]: the model's and the guide's."""
 
 
 @torch.inference_mode()
@@ -52,6 +52,7 @@ def decode_batch(
         guide: A second model over the same vocabulary that reads along, for a choice that looks at both.
     """
     models = [model] if guide is None else [model, guide]
+    device = model.get_output_embeddings().weight.device
     can_share = len(prompts) > 1 and all(map(has_plain_cache, models))
     shared = shared_tokens(prompts) if can_share else 0
     width = max(map(len, prompts)) - shared
@@ -61,17 +62,21 @@ def decode_batch(
         start = width - len(prompt) + shared
         token_ids[row, start:] = torch.tensor(prompt[shared:])
         mask[row, start:] = 1
-    ends = torch.tensor(sorted(end_token_ids), dtype=torch.long)
     responses: list[list[int]] = [[] for _ in prompts]
+    # Which rows there are is known to the CPU, wherever the model runs.
+    ends = torch.tensor(sorted(end_token_ids), dtype=torch.long)
     alive = torch.arange(len(prompts))  # place of each row still in the batch
     running = torch.ones(len(prompts), dtype=torch.bool)
     position = (mask.cumsum(-1) - 1 + shared).clamp_(min=0)
     mask = torch.nn.functional.pad(mask, (shared, 0), value=1)
+    token_ids, mask, position = token_ids.to(device), mask.to(device), position.to(device)
     caches = [build_cache(one, capacity_tokens=mask.shape[1] + max_new_tokens) for one in models]
     names = [cache_argument(one) for one in models]
     if shared:
         for one, cache in zip(models, caches, strict=True):
-            run_shared(one, torch.tensor([prompts[0][:shared]]), rows=len(prompts), cache=cache)
+            run_shared(
+                one, torch.tensor([prompts[0][:shared]], device=device), rows=len(prompts), cache=cache
+            )
     states: torch.Tensor | None = None
     for step in range(max_new_tokens):
         read = [
@@ -91,18 +96,19 @@ def decode_batch(
             states[alive, step] = hiddens
         logits = [one.get_output_embeddings()(state) for one, state in zip(models, read, strict=True)]
         chosen = choose(logits[0] if guide is None else torch.stack(logits), alive)
-        for place, token, counts in zip(alive.tolist(), chosen.tolist(), running.tolist(), strict=True):
+        tokens = chosen.cpu()
+        for place, token, counts in zip(alive.tolist(), tokens.tolist(), running.tolist(), strict=True):
             if counts:
                 responses[place].append(token)
-        running &= ~torch.isin(chosen, ends)
+        running &= ~torch.isin(tokens, ends)
         if not running.any():
             break
         if running.float().mean() <= 1 - _COMPACT_SHARE:
             keep = running.nonzero().squeeze(1)
+            alive, running, keep = alive[keep], running[keep], keep.to(device)
             for cache in caches:
                 cache.batch_select_indices(keep)
             mask, position, chosen = mask[keep], position[keep], chosen[keep]
-            alive, running = alive[keep], running[keep]
         token_ids = chosen.unsqueeze(1)
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         position = position[:, -1:] + 1
@@ -123,8 +129,9 @@ def draw(logits: torch.Tensor, *, temperature: float, uniform: torch.Tensor) -> 
     if temperature == 0:
         return logits.argmax(-1)
     # Inverse of the cumulative distribution: one uniform number a row instead of one a token.
-    drawn = torch.empty(len(logits), dtype=torch.long)
-    for rows in _draw_rows(*logits.shape):
+    drawn = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+    uniform = uniform.to(logits.device)
+    for rows in _draw_rows(logits):
         cumulative = torch.softmax(logits[rows].float() / temperature, dim=-1).cumsum_(-1)
         reached = uniform[rows, None] * cumulative[:, -1:]
         drawn[rows] = torch.searchsorted(cumulative, reached, right=True).squeeze(1)
@@ -145,9 +152,10 @@ def draw_mixed(
         Tokens int64 [B] and their log-probabilities under the mixture, float32 [B].
     """
     log_share = math.log(guide_share) if guide_share else -math.inf
-    rows = logits.shape[1]
-    drawn, logprobs = torch.empty(rows, dtype=torch.long), torch.empty(rows)
-    for part in _draw_rows(*logits.shape[1:]):
+    rows, device = logits.shape[1], logits.device
+    drawn = torch.empty(rows, dtype=torch.long, device=device)
+    logprobs = torch.empty(rows, device=device)
+    for part in _draw_rows(logits[0]):
         model, guide = (one[part].float().log_softmax(-1) for one in logits)
         mixture = torch.logaddexp(model + math.log1p(-guide_share), guide + log_share)
         drawn[part] = draw(mixture, temperature=1.0, uniform=uniform[part])
@@ -155,8 +163,9 @@ def draw_mixed(
     return drawn, logprobs
 
 
-def _draw_rows(rows: int, vocabulary: int) -> Iterator[slice]:
-    """Yield the rows whose probabilities exist at once."""
-    size = max(1, _DRAW_BYTES // (4 * vocabulary))
+def _draw_rows(logits: torch.Tensor) -> Iterator[slice]:
+    """Yield the rows whose probabilities exist at once: on a GPU all."""
+    rows, vocabulary = logits.shape
+    size = max(1, _DRAW_BYTES // (4 * vocabulary)) if logits.is_cpu else rows
     for start in range(0, rows, size):
         yield slice(start, start + size)

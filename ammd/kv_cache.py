@@ -50,7 +50,8 @@ class InPlaceLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not t
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Make `repeats` rows of each."""
-        self.batch_select_indices(torch.arange(len(self._key_buffer)).repeat_interleave(repeats))
+        rows = torch.arange(len(self._key_buffer), device=self._key_buffer.device)
+        self.batch_select_indices(rows.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep only these rows of the batch."""

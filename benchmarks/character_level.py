@@ -55,7 +55,7 @@ class CharacterLevel:
     work: Path
     name: str = "pride-and-prejudice"
     steps: int = 100
-    learning_rates: Sequence[float] = (5e-4, 1.5e-3, 4.5e-3)
+    learning_rates: Sequence[float] = (1.7e-4, 5e-4, 1.5e-3, 4.5e-3)
     threads: int = 1  # the networks are too small for two
 
     def prepared(self, texts: str) -> Path:

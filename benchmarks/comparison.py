@@ -17,9 +17,11 @@ from bootstrap import paired_interval
 from cells import Cells, Result
 from methods import Method
 
+from ammd.distill.device import describe_device
 from ammd.distill.policy import Policy
 from ammd.distill.settings import DistillSettings
 from ammd.errors import DistillError
+from ammd.machine import describe_machine
 
 Metrics = dict[str, list[float]]  # by `set/metric`, one number a text
 _TUNING_SEED = 100  # none of those that are reported
@@ -75,54 +77,58 @@ def results_of(comparison: Comparison) -> list[Result]:
     setting, methods = comparison.setting, comparison.methods
     torch.set_num_threads(setting.threads)
     cells = Cells(setting.work / "cells")
-    rates = {name: tuned_rate(cells, setting, name, method) for name, method in methods.items()}
-    results = _judged(cells, comparison, rates, "steps", dict.fromkeys(methods, setting.steps))
+    rates = tuned_rates(cells, setting, methods)
+    budgets = {"steps": dict.fromkeys(methods, setting.steps)}
     if comparison.in_time:
-        results += _judged(cells, comparison, rates, "seconds", steps_in_time(cells, comparison))
-    return results
-
-
-def _judged(
-    cells: Cells, comparison: Comparison, rates: Mapping[str, float], budget: str, steps: Mapping[str, int]
-) -> list[Result]:
-    """Return the cells of one budget, seed by seed."""
-    plans: dict[str, dict[str, Any]] = {}
-    for seed in comparison.seeds:
-        for name, method in comparison.methods.items():
-            plan = {"steps": steps[name], "lr": rates[name], "seed": seed, "part": "test"}
-            plans[cell_name(name, method, plan)] = plan | {"method": name}
+        budgets["seconds"] = steps_in_time(cells, comparison)
+    wanted: list[tuple[str, dict[str, Any]]] = []
+    for budget, steps in budgets.items():
+        for seed in comparison.seeds:
+            for name, method in methods.items():
+                plan = {"steps": steps[name], "lr": rates[name], "seed": seed, "part": "test"}
+                key = cell_name(name, method, plan)
+                wanted.append((key, plan | {"budget": budget, "method": name}))
+    plans = dict(wanted)
 
     def compute(key: str) -> Result:
-        plan = plans[key]
-        return train_and_judge(comparison.setting, comparison.methods[plan["method"]], plan)
+        return train_and_judge(setting, methods[plans[key]["method"]], plans[key])
 
     found = cells.compute(plans, compute)
-    return [plan | {"budget": budget} | found[key] for key, plan in plans.items()]
+    return [plan | found[key] for key, plan in wanted]
 
 
 def steps_in_time(cells: Cells, comparison: Comparison) -> dict[str, int]:
     """Return the steps of each method that take as long as the reference's."""
-    setting, methods = comparison.setting, comparison.methods
-    whole = json.dumps([[name, dict(one.objective)] for name, one in methods.items()])
-    name = f"costs-{hashlib.sha256(whole.encode()).hexdigest()[:10]}"
-    costs = cells.compute([name], lambda _name: step_costs(setting, methods))[name]["step_s"]
-    seconds = setting.steps * costs[comparison.reference]
+    costs = costs_of(cells, comparison)["step_s"]
+    seconds = comparison.setting.steps * costs[comparison.reference]
     return {name: max(1, round(seconds / cost)) for name, cost in costs.items()}
 
 
-def tuned_rate(cells: Cells, setting: Setting, name: str, method: Method) -> float:
-    """Return the learning rate of the grid after which a method's student is nearest to the teacher."""
-    plans = {}
-    for lr in setting.learning_rates:
-        plan = {"steps": setting.steps, "lr": lr, "seed": _TUNING_SEED, "part": "dev"}
-        plans[cell_name(name, method, plan)] = plan
-    found = cells.compute(plans, lambda key: train_and_judge(setting, method, plans[key]))
+def costs_of(cells: Cells, comparison: Comparison) -> Result:
+    """Return the cell of seconds a step; maybe on another machine than the trainings: a user's."""
+    methods = comparison.methods
+    whole = json.dumps([[name, dict(one.objective)] for name, one in methods.items()])
+    name = f"costs-{hashlib.sha256(whole.encode()).hexdigest()[:10]}"
+    return cells.compute([name], lambda _name: step_costs(comparison.setting, methods))[name]
+
+
+def tuned_rates(cells: Cells, setting: Setting, methods: Mapping[str, Method]) -> dict[str, float]:
+    """Return, for each method, the learning rate of the grid after which its student is nearest to the teacher."""
+    plans: dict[str, dict[str, Any]] = {}
+    names: dict[str, str] = {}
+    for name, method in methods.items():
+        for lr in setting.learning_rates:
+            plan = {"steps": setting.steps, "lr": lr, "seed": _TUNING_SEED, "part": "dev"}
+            key = cell_name(name, method, plan)
+            plans[key], names[key] = plan, name
+    found = cells.compute(plans, lambda key: train_and_judge(setting, methods[names[key]], plans[key]))
 
     def distance(key: str) -> float:
         chosen = [values for name, values in found[key]["metrics"].items() if name.endswith(_CHOICE)]
         return sum(map(statistics.mean, chosen)) if chosen else math.inf
 
-    return float(plans[min(plans, key=distance)]["lr"])
+    nearest = {name: min((key for key in plans if names[key] == name), key=distance) for name in methods}
+    return {name: float(plans[key]["lr"]) for name, key in nearest.items()}
 
 
 def cell_name(name: str, method: Method, plan: Mapping[str, Any]) -> str:
@@ -132,14 +138,15 @@ def cell_name(name: str, method: Method, plan: Mapping[str, Any]) -> str:
 
 
 def step_costs(setting: Setting, methods: Mapping[str, Method]) -> Result:
-    """Return seconds a step of each method, all timed in turn, median of the rounds."""
+    """Return seconds a step of each method, all timed in turn while other workers wait, median of the rounds."""
     seen: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(_COST_ROUNDS):
         for name, method in methods.items():
             plan = {"steps": _COST_STEPS, "lr": setting.learning_rates[0], "seed": _TUNING_SEED}
             _, seconds = train(setting, method, plan)
             seen[name].append(seconds / _COST_STEPS)
-    return {"step_s": {name: statistics.median(values) for name, values in seen.items()}, "rounds": seen}
+    medians = {name: statistics.median(values) for name, values in seen.items()}
+    return {"step_s": medians, "rounds": seen, "machine": describe_machine()}
 
 
 def train(setting: Setting, method: Method, plan: Mapping[str, Any]) -> tuple[Policy, float]:
@@ -169,7 +176,8 @@ def train_and_judge(setting: Setting, method: Method, plan: Mapping[str, Any]) -
     except DistillError as exc:
         return {"metrics": {}, "failure": str(exc), "seconds": None}
     metrics = setting.judge(student, part=plan["part"], seed=plan["seed"])
-    return {"metrics": metrics, "failure": None, "seconds": seconds}
+    trained_on = {"cpu": describe_machine()["cpu"], "device": describe_device(student.device)}
+    return {"metrics": metrics, "failure": None, "seconds": seconds, "trained_on": trained_on}
 
 
 def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -39,7 +39,8 @@ def measure_imitation(
     sampling: Sampling,
     seed: int,
 ) -> tuple[Measured, list[list[int]]]:
-    """Return all metrics, and the student's samples for the prompts of `teacher_texts`."""
+    """Return all metrics, and the student's samples for the prompts of `teacher_texts`, on the student's device."""
+    teacher.to(student.device)
     prompts = [prompt for prompt, _ in teacher_texts]
     generator = torch.Generator().manual_seed(seed)
     own = sample_responses(student.model, prompts, sampling=sampling, randomness=generator)
@@ -59,7 +60,7 @@ def compare(student: Policy, teacher: Policy, pairs: Sequence[TokenPair]) -> Mea
     found: Measured = {}
     for start in range(0, len(order), _BATCH_ROWS):
         rows = order[start : start + _BATCH_ROWS]
-        batch = build_batch([pairs[row] for row in rows])
+        batch = build_batch([pairs[row] for row in rows]).to(student.device)
         values = _at_states(student(batch), teacher(batch), student, teacher, batch.targets)
         lengths = [len(pairs[row][1]) for row in rows]
         for name, tokens in values.items():

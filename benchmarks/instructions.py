@@ -29,6 +29,7 @@ from imitation import measure_imitation
 from ammd.distill import prepare as prepare_stage
 from ammd.distill.batches import TokenPair
 from ammd.distill.checkpoint import copy_in_dtype, end_token_ids, load_model, load_tokenizer
+from ammd.distill.device import choose_device
 from ammd.distill.policy import Policy
 from ammd.distill.prompts import Example, render_prompt, write_examples
 from ammd.distill.rollout import Sampling, sample_responses
@@ -49,7 +50,7 @@ SETS: Mapping[str, tuple[str, int]] = {  # file and how many prompts
 }
 _DEV = ("dolly-dev",)
 _TRAIN_CHARACTERS, _JUDGED_CHARACTERS = 300, 1000
-_WARM = WarmStart(steps=100, lr=6e-4)
+_WARM = WarmStart(steps=200, lr=6e-4)
 _SHARED = {"batch_size": 16, "warm": _WARM}
 
 
@@ -59,7 +60,7 @@ class Instructions:
 
     work: Path
     name: str = "instructions"
-    steps: int = 30
+    steps: int = 60
     learning_rates: Sequence[float] = (1.5e-4, 3e-4, 6e-4)
     threads: int = available_cores()
 
@@ -110,8 +111,14 @@ class Instructions:
         return metrics
 
 
-def prepare(folder: Path, data: Path) -> None:
-    """Write everything that the cells start from, unless it is there."""
+def prepare(folder: Path, data: Path, *, overrides: Sequence[str] = ()) -> None:
+    """Write everything that the cells start from, unless it is there.
+
+    Args:
+        folder: To write into.
+        data: Holds the data sets.
+        overrides: KEY=VALUE of the packaged recipe, whose teacher and student are taken.
+    """
     if (folder / "warm").is_dir():
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -124,7 +131,7 @@ def prepare(folder: Path, data: Path) -> None:
     _write(folder / "prompts.jsonl", rows)
     chosen = {name: _choose(data / path, count) for name, (path, count) in SETS.items()}
     _write(folder / "dev.jsonl", [{"prompt": row["prompt"]} for row in chosen[_DEV[0]]])
-    recipe = load_recipe(None).prepare
+    recipe = load_recipe(None, overrides=overrides).prepare
     wanted = recipe.model_copy(
         update={
             "prompts": str(folder / "prompts.jsonl"),
@@ -161,7 +168,7 @@ def _choose(path: Path, count: int) -> list[dict[str, Any]]:
 
 def _answer(folder: Path, chosen: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Let the teacher answer all sets: greedily in float32, and by sampling."""
-    teacher = load_model(folder / "prepared" / "teacher", dtype=torch.float32)
+    teacher = load_model(folder / "prepared" / "teacher", dtype=torch.float32).to(choose_device("auto"))
     tokenizer = load_tokenizer(folder / "prepared" / "teacher")
     ends = end_token_ids(teacher, tokenizer)
     for name, rows in chosen.items():

@@ -32,9 +32,9 @@ METHODS: Mapping[str, Method] = {
     "distillm": Method(objective={"kind": "distillm"}),
     "minillm": Method(objective={"kind": "minillm"}),
     "le_cam": Method(objective={"kind": "le_cam"}),
-    "ammd": Method(objective={"kind": "ammd", "discount": 0.25}),
+    "ammd": Method(objective={"kind": "ammd", "discount": 0.5}),
     "ammd_learned": Method(
-        objective={"kind": "ammd", "discount": 0.25, "critic": {"kind": "lowrank", "start": "log_ratio"}}
+        objective={"kind": "ammd", "discount": 0.5, "critic": {"kind": "lowrank", "start": "log_ratio"}}
     ),
 }
 REFERENCE = "ammd"  # the others are compared with it, and its seconds are the budget of time

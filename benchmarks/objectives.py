@@ -19,19 +19,21 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import character_level
 import instructions
+from cells import Cells, Result
 from character_level import CharacterLevel
-from comparison import Comparison, Setting, comparisons, rows_of, run_comparison
+from comparison import Comparison, Setting, comparisons, costs_of, rows_of, run_comparison
 from document import ROOT, publish, revision
 from instructions import Instructions
 from methods import METHODS, REFERENCE
 from parts import run
 
-from ammd.machine import describe_machine
+from ammd.machine import available_cores, describe_machine
 
 RESULT = ROOT / "benchmarks" / "results" / "objectives.json"
 
@@ -51,6 +53,8 @@ def main() -> None:
     results = run_comparison(comparison, jobs=arguments.jobs)
     facts = {
         "machine": describe_machine(),
+        "trained_on": machines_of(results),
+        "step_costs": costs_of(Cells(setting.work / "cells"), comparison),
         "revision": revision(),
         "steps": setting.steps,
         "learning_rates": setting.learning_rates,
@@ -72,8 +76,14 @@ def prepared_setting(arguments: argparse.Namespace) -> Setting:
             character_level.prepare(arguments.work, book)
         return CharacterLevel(work=arguments.work)
     if arguments.data:
-        instructions.prepare(arguments.work, arguments.data)
-    return Instructions(work=arguments.work)
+        instructions.prepare(arguments.work, arguments.data, overrides=arguments.set)
+    return Instructions(work=arguments.work, threads=max(1, available_cores() // arguments.jobs))
+
+
+def machines_of(results: Sequence[Result]) -> list[dict[str, str]]:
+    """Return each machine that trained some of the cells, where they tell it."""
+    machines = [found["trained_on"] for found in results if "trained_on" in found]
+    return [one for index, one in enumerate(machines) if one not in machines[:index]]
 
 
 def kept(setting: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -95,6 +105,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument(
         "--jobs", type=int, default=1, help="workers; the small setting has one thread in each"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe that is prepared from"
     )
     return parser.parse_args()
 

@@ -22,7 +22,7 @@ _PROBE_TOKENS = 64  # states on which the change of a critic by one ascent step 
 _SCALINGS = 8  # of a step that changes too much: one is enough where the critic is not bent by its bound
 _CHANGE_SLACK = 1.05
 _SATURATED = 0.99  # of the bound
-_BLOCK_BYTES = 3 << 20  # of one float32 tensor of a block of rows: several fit in the last-level cache
+_BLOCK_BYTES = 3 << 20  # of one float32 tensor of a block of rows: several fit in a CPU's last-level cache
 
 
 class Adversary:
@@ -37,7 +37,7 @@ class Adversary:
         self._wanted, self._fleet = wanted, fleet
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._head = CriticHead(wanted, views)
+            self._head = CriticHead(wanted, views).to(views.student_head.device)
         self._optimizer = torch.optim.AdamW(
             self._head.parameters(), lr=wanted.lr, betas=(0.5, 0.98), weight_decay=wanted.weight_decay
         )
@@ -182,7 +182,7 @@ class Blocks:
         student = views.student_hiddens @ views.student_head.to(views.student_hiddens.dtype).T
         teacher = views.teacher_hiddens @ views.teacher_head.T
         products = self._potential.projected @ self._potential.matrix.T
-        for rows in _row_blocks(len(views), len(self._probe), len(self._potential.matrix)):
+        for rows in _row_blocks(len(views), len(self._probe), self._potential.matrix):
             policies = _Policies(
                 student=(student[rows], student[rows].float().log_softmax(-1)),
                 teacher=(teacher[rows], teacher[rows].float().log_softmax(-1)),
@@ -218,9 +218,9 @@ def _values(
     return potential.values(values, teacher=policies.teacher, student=policies.student, weights=weights)
 
 
-def _row_blocks(count: int, border: int, vocabulary: int) -> Iterator[slice]:
+def _row_blocks(count: int, border: int, matrix: torch.Tensor) -> Iterator[slice]:
     """Yield blocks of rows of which none lies on both sides of `border`."""
-    size = max(1, _BLOCK_BYTES // (4 * vocabulary))
+    size = max(1, _BLOCK_BYTES // (4 * len(matrix))) if matrix.is_cpu else count
     for first, last in ((0, border), (border, count)):
         for start in range(first, last, size):
             yield slice(start, min(start + size, last))

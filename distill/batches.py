@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,9 +39,20 @@ class Batch:
     def last_in_row(self) -> torch.Tensor:
         """True at the last response token of each row, in the order of `targets`. bool [N]."""
         lengths = self.response_mask.sum(1)
-        last = torch.zeros(int(lengths.sum()), dtype=torch.bool)
+        last = torch.zeros(int(lengths.sum()), dtype=torch.bool, device=lengths.device)
         last[lengths.cumsum(0) - 1] = True
         return last
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`."""
+        logprobs = self.drawn_logprobs
+        return replace(
+            self,
+            token_ids=self.token_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            response_mask=self.response_mask.to(device),
+            drawn_logprobs=None if logprobs is None else logprobs.to(device),
+        )
 
     def rows(self, some: slice) -> tuple[Batch, slice]:
         """Return consecutive rows without padding that all of them have, and their place among the N tokens."""

@@ -22,7 +22,7 @@ from .critics import Potential
 from .objective import StateTerms, Weights, state_terms
 from .score import Block, Carry, Credit, Estimator
 
-# Float32 bytes of one tensor of a block of rows: some five such tensors then fit in the last-level cache.
+# Float32 bytes of one tensor of a block of rows: some five such tensors then fit in a CPU's last-level cache.
 _BLOCK_BYTES = 2 << 20
 
 
@@ -131,7 +131,7 @@ class _MatchingLoss(torch.autograd.Function):
         student_head = head.to(hiddens.dtype)
         grad_hiddens = torch.empty_like(hiddens)
         grad_head = torch.zeros_like(head, dtype=torch.float32) if context.needs_input_grad[1] else None
-        block_rows = max(1, _BLOCK_BYTES // (4 * len(head)))
+        block_rows = max(1, _BLOCK_BYTES // (4 * len(head))) if head.is_cpu else chunk_tokens
         carry: Carry = (0.0, 0)
         loss = 0.0
         for end in range(count, 0, -chunk_tokens):
@@ -183,7 +183,7 @@ class _MatchingLoss(torch.autograd.Function):
         if grad_head is not None:
             grad_head.div_(sums.tokens)
         context.head_dtype = head.dtype
-        return torch.tensor(loss / sums.tokens)
+        return torch.tensor(loss / sums.tokens, device=hiddens.device)
 
     @staticmethod
     def backward(context: Any, *grads: torch.Tensor) -> Any:

@@ -18,14 +18,16 @@ from torch import distributed
 from ammd.errors import DistillError
 
 T = TypeVar("T")
+_CPU = torch.device("cpu")
 
 
 class Fleet:
     """This process among all of them."""
 
-    def __init__(self) -> None:
-        """Join the processes that were started together."""
-        state = PartialState(cpu=True)
+    def __init__(self, device: torch.device = _CPU) -> None:
+        """Join the processes that were started together; `device` is where this one's networks run."""
+        state = PartialState(cpu=device.type == "cpu")
+        self._device = device
         self.rank: int = state.process_index
         self.size: int = state.num_processes
 
@@ -54,7 +56,7 @@ class Fleet:
         """Return the sums over all processes."""
         if self.size == 1:
             return list(values)
-        total = torch.tensor(values, dtype=torch.float64)
+        total = torch.tensor(values, dtype=torch.float64, device=self._device)
         distributed.all_reduce(total)
         added: list[float] = total.tolist()
         return added

@@ -2,7 +2,7 @@
 
 Each step takes a batch of the teacher's texts (off-policy) and, where the phase asks for it, a batch of the student's
 own (on-policy); each side's loss is a mean over its response tokens. The student's weights are float32, its matrix
-products bfloat16 where the CPU has that; losses are float32 (`chunked.py`).
+products bfloat16 where the device has that; losses are float32 (`chunked.py`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from ammd.errors import NonFiniteLossError
-from ammd.machine import has_fast_bfloat16, total_memory_bytes
 
 from .adversary import Adversary
 from .chunked import States, Sums, matching_loss
 from .critics import Potential, Views
+from .device import matrix_dtype, memory_bytes
 from .fleet import Fleet
 from .phase import Phase
 from .policy import Policy
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _RISE_SHARE = 0.05  # of the steps in which the learning rate rises
 _FINAL_SHARE = 0.1  # of the highest learning rate at the last step
-# Of the machine's memory for a chunk's logits: the student's, the teacher's and a learned critic's, 2 bytes each. Not
+# Of the device's memory for a chunk's logits: the student's, the teacher's and a learned critic's, 2 bytes each. Not
 # of what is free at the moment: the same machine should choose the same chunks, whose sums are rounded alike.
 _CHUNK_MEMORY_SHARE, _CHUNK_BYTES = 1 / 64, 6
 _CHUNK_STEP, _CHUNK_MOST = 64, 1024  # beyond it nothing gets faster
@@ -53,12 +53,14 @@ class Loop:
     ) -> None:
         self._phase, self._teacher, self._settings, self._fleet = phase, teacher, settings, fleet
         self.rounded = RoundedWeights(phase.roundings)
-        precision = "bf16" if uses_bfloat16(settings) else "no"
+        self._device = student.device
+        self._dtype = matrix_dtype(settings.precision, self._device)
+        self._chunk_tokens = chunk_tokens(settings, vocabulary=len(student.head), device=self._device)
         # The only buffers are the rotary frequencies, the same everywhere.
         parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         self._accelerator = Accelerator(
-            cpu=True,
-            mixed_precision=precision,
+            cpu=self._device.type == "cpu",
+            mixed_precision="bf16" if self._dtype == torch.bfloat16 else "no",
             kwargs_handlers=[parallel],
             step_scheduler_with_optimizer=False,  # it would take a step of the schedule for each process
         )
@@ -78,7 +80,7 @@ class Loop:
         self._adversaries: dict[str, Adversary] = {}  # learned critics by side, made at the first batch
         self._kept_adversaries: dict[str, State] = {}  # of a snapshot, until then
         # Its draws are for rows of this process alone.
-        self._generator = torch.Generator().manual_seed(settings.seed + (fleet.rank << 32))
+        self._generator = torch.Generator(self._device).manual_seed(settings.seed + (fleet.rank << 32))
         self._baseline: float | None = None  # running mean of what a token answers for
         self._tokens = 0
         self._started = time.monotonic()
@@ -201,8 +203,9 @@ class Loop:
         policy: Policy = self._accelerator.unwrap_model(self._student)
         self._fleet.check_rows(len(batch.token_ids), of=f"the {name}-policy side")
         part, part_place = batch.rows(self._fleet.share(len(batch.token_ids)))
+        part = part.to(self._device)
         if kept is not None:
-            kept = kept[part_place]
+            kept = kept[part_place].to(self._device)
         sums = Sums(tokens=int(batch.response_mask.sum()))  # of all processes
         total = 0.0
         pieces = list(part.pieces(self._settings.micro_batch_size))
@@ -212,9 +215,8 @@ class Loop:
             with nullcontext() if is_sent else self._accelerator.no_sync(self._student):
                 with self._accelerator.autocast():
                     hiddens = self._student(piece)
-                if uses_bfloat16(self._settings):
-                    # The final norm comes out in float32; the head's products need not be.
-                    hiddens = hiddens.bfloat16()
+                # The final norm comes out in float32; the head's products need not be.
+                hiddens = hiddens.to(self._dtype)
                 states = States(
                     teacher_hiddens=teacher_hiddens,
                     teacher_head=self._teacher.head,
@@ -228,7 +230,7 @@ class Loop:
                     states=states,
                     weights=side.weights,
                     score=score,
-                    chunk_tokens=chunk_tokens(self._settings, vocabulary=len(policy.head)),
+                    chunk_tokens=self._chunk_tokens,
                     critic=self._ascended(name, hiddens, policy.head, states, side, ascends=number == 1),
                     sums=sums,
                 )
@@ -274,18 +276,11 @@ class Loop:
         return self._adversaries[name].potential(views)
 
 
-def uses_bfloat16(settings: DistillSettings) -> bool:
-    """Tell whether matrix products are bfloat16 under these settings on this machine."""
-    if settings.precision == "auto":
-        return has_fast_bfloat16()
-    return settings.precision == "bfloat16"
-
-
-def chunk_tokens(settings: DistillSettings, *, vocabulary: int) -> int:
-    """Return how many response tokens have logits at once under these settings on this machine."""
+def chunk_tokens(settings: DistillSettings, *, vocabulary: int, device: torch.device) -> int:
+    """Return how many response tokens have logits at once under these settings on this device."""
     if isinstance(settings.chunk_tokens, int):
         return settings.chunk_tokens
-    room = int(total_memory_bytes() * _CHUNK_MEMORY_SHARE) // (vocabulary * _CHUNK_BYTES)
+    room = int(memory_bytes(device) * _CHUNK_MEMORY_SHARE) // (vocabulary * _CHUNK_BYTES)
     return max(_CHUNK_STEP, min(_CHUNK_MOST, room // _CHUNK_STEP * _CHUNK_STEP))
 
 

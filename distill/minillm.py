@@ -58,11 +58,11 @@ class SequenceScore:
         self, costs: torch.Tensor, last_in_row: torch.Tensor, carry: Carry
     ) -> tuple[torch.Tensor, Carry]:
         """Return the mean, or the sum, of the costs that follow each token in its response."""
-        futures = torch.zeros_like(costs)
+        futures = []
         total, count = carry
-        for index in range(len(costs) - 1, -1, -1):
-            if bool(last_in_row[index]):
+        for cost, is_last in zip(reversed(costs.tolist()), reversed(last_in_row.tolist()), strict=True):
+            if is_last:
                 total, count = 0.0, 0
-            futures[index] = total / max(1, count) if self.length_normalised else total
-            total, count = total + float(costs[index]), count + 1
-        return futures, (total, count)
+            futures.append(total / max(1, count) if self.length_normalised else total)
+            total, count = total + cost, count + 1
+        return costs.new_tensor(futures[::-1]), (total, count)

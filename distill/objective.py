@@ -189,10 +189,10 @@ def future_gaps(
         discount: Between 0 and 1.
         carry: `gap + G` of the token that follows these (0 where none does).
     """
-    futures = torch.empty_like(gaps)
+    futures = []
     following = carry
-    for index in range(len(gaps) - 1, -1, -1):
-        future = 0.0 if bool(last_in_row[index]) else discount * following
-        futures[index] = future
-        following = float(gaps[index]) + future
-    return futures
+    # Numbers, not tensors: on a GPU each look at one would wait for all that runs there.
+    for gap, is_last in zip(reversed(gaps.tolist()), reversed(last_in_row.tolist()), strict=True):
+        futures.append(0.0 if is_last else discount * following)
+        following = gap + futures[-1]
+    return gaps.new_tensor(futures[::-1])

@@ -56,6 +56,11 @@ class Policy(torch.nn.Module):
         )
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is, and its batches have to be."""
+        return self.head.device
+
+    @property
     def head(self) -> torch.Tensor:
         """The unembedding. [V, H]."""
         weight: torch.Tensor = self.model.get_output_embeddings().weight
@@ -79,7 +84,7 @@ class Policy(torch.nn.Module):
 
 @torch.inference_mode()
 def _check_plain_head(model: PreTrainedModel) -> None:
-    token_ids = torch.arange(2).unsqueeze(0)
+    token_ids = torch.arange(2, device=model.get_output_embeddings().weight.device).unsqueeze(0)
     logits = model(input_ids=token_ids, use_cache=False).logits.float()
     hiddens = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
     expected = (hiddens @ model.get_output_embeddings().weight.T).float()

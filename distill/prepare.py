@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ammd.errors import DataError
-from ammd.machine import check_free_disk, has_fast_bfloat16
+from ammd.machine import check_free_disk
 
 from .batches import TokenPair
 from .checkpoint import copy_in_dtype, load_model, load_tokenizer
+from .device import choose_device, describe_device, matrix_dtype
 from .policy import Policy
 from .prompts import (
     Conversation,
@@ -67,6 +68,7 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
         TokenizerMismatchError: Student and teacher do not share a tokenizer.
         ArtifactError: The disk has no room for the teacher's states.
     """
+    device = choose_device(settings.device)
     check_source(settings.teacher)
     if isinstance(settings.student, ModelStudent):
         check_source(settings.student.source)
@@ -84,7 +86,9 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
     if settings.vocabulary is not None:
         plan = VocabularyPlan(settings.vocabulary, model=teacher, tokenizer=full)
     heldout_ids = _render(full, heldout, teacher, settings, path=settings.heldout)
-    pairs, trimmed, counts = _write_training_texts(folder, train, teacher, full, plan, settings)
+    pairs, trimmed, counts = _write_training_texts(
+        folder, train, teacher, full, plan, settings, device=device
+    )
     tokenizer = full
     if trimmed is not None:
         tokenizer = trimmed.tokenizer
@@ -96,6 +100,7 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
         )
         heldout_ids = _render(tokenizer, heldout, teacher, settings, path=settings.heldout)
     examples = _examples(tokenizer, train, pairs)
+    teacher.to(device)  # not earlier: it was written with in another dtype
     answers = answer_greedily(teacher, tokenizer, heldout_ids, settings=settings)
     judged = _examples(tokenizer, heldout, list(zip(heldout_ids, answers, strict=True)))
     write_examples(folder / "train.jsonl", examples)
@@ -106,7 +111,7 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
         "heldout_prompts": len(judged),
     }
     facts = write_student(folder, pairs, teacher, full, settings.student, trimmed=trimmed)
-    return {**counts, "student": facts, "warnings": warnings}
+    return {**counts, "student": facts, "device": describe_device(device), "warnings": warnings}
 
 
 def _choose(conversations: list[Conversation], settings: PrepareSettings) -> list[Conversation]:
@@ -154,11 +159,13 @@ def _write_training_texts(
     tokenizer: PreTrainedTokenizerBase,
     plan: VocabularyPlan | None,
     settings: PrepareSettings,
+    *,
+    device: torch.device,
 ) -> tuple[list[TokenPair], TrimmedTokenizer | None, dict[str, Any]]:
     """Return prompts and responses, and write the states; with a plan, trim `teacher` and put them in its new ids."""
     prompt_ids = _render(tokenizer, train, teacher, settings, path=settings.prompts)
-    dtype = torch.bfloat16 if has_fast_bfloat16() else torch.float32
-    policy = Policy(teacher if dtype == torch.float32 else copy_in_dtype(teacher, dtype))
+    dtype = matrix_dtype("auto", device)
+    policy = Policy(teacher if dtype == torch.float32 else copy_in_dtype(teacher, dtype)).to(device)
     width = policy.head.shape[1]
     check_free_disk(
         folder,

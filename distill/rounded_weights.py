@@ -21,7 +21,8 @@ import torch
 if TYPE_CHECKING:
     from .stored_as import Rounding
 
-# Rounded at once: what is written on the way stays in the processor's cache (a quarter million take twice as long).
+# Rounded at once on a CPU: what is written on the way stays in the processor's cache (a quarter million
+# take twice as long).
 _CHUNK_WEIGHTS = 1 << 16
 
 
@@ -62,7 +63,7 @@ class RoundedWeights:
         for (parameter, rounding), master, rounded in zip(
             self._roundings.items(), self._masters, self._rounded, strict=True
         ):
-            rows = max(1, _CHUNK_WEIGHTS // master.shape[1])
+            rows = max(1, _CHUNK_WEIGHTS // master.shape[1]) if master.is_cpu else len(master)
             for start in range(0, len(master), rows):
                 rounded[start : start + rows] = rounding(master[start : start + rows])
             parameter.data = rounded

@@ -12,6 +12,12 @@ from .alphabets import LANGUAGES
 from .critic_settings import ClosedCritic, Critic
 from .row_lengths import BLOCK_WEIGHTS, nearest_multiples
 
+Precision = Literal["auto", "bfloat16", "float32"]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    Field(description="Where the networks run; `auto` takes a CUDA GPU where torch finds one."),
+]
+
 Stages = Annotated[
     int,
     Field(
@@ -117,6 +123,7 @@ class PrepareSettings(Settings):
     """Prompts that the teacher answers at once."""
     vocabulary: VocabularySettings | None = None
     """Trim the vocabulary of teacher and student; absent keeps all of it."""
+    device: Device = "auto"
     seed: int = 0
     """Source of all randomness in the stage; the pipeline passes the recipe's own."""
 
@@ -336,11 +343,12 @@ class DistillSettings(Settings):
     checkpoint_activations: bool = False
     """Compute each layer's activations again in the backward pass instead of keeping them: less memory, more time."""
     chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Response tokens whose logits exist at once; bounds memory, does not change results. `auto` goes by the machine's
-    memory: 1024 with 8 GiB and a vocabulary of 20,000, or 20 GiB and 49,000."""
+    """Response tokens whose logits exist at once; bounds memory, does not change results. `auto` goes by the memory of
+    the device: 1024 with 8 GiB and a vocabulary of 20,000, or 20 GiB and 49,000."""
 
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of matrix products; `auto` is bfloat16 where the CPU multiplies it in hardware. Losses are float32."""
+    device: Device = "auto"
+    precision: Precision = "auto"
+    """Of matrix products; `auto` is bfloat16 where the device multiplies it in hardware. Losses are float32."""
     lora: Lora | None = None
     """Train adapters on every linear layer but the head, a hundredth of the weights; absent trains all weights."""
     warm: WarmStart = WarmStart()

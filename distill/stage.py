@@ -17,6 +17,7 @@ import torch
 
 from ammd.errors import CollapseError, NonFiniteLossError
 
+from .device import describe_device
 from .settings import DistillSettings
 from .snapshots import Snapshots
 from .staged import read_cuts
@@ -65,6 +66,7 @@ def run(inputs: DistillInputs, settings: DistillSettings, folder: Path) -> dict[
     return {
         **layers,
         "layers": training.student.model.config.num_hidden_layers,
+        "device": describe_device(training.device),
         "precision": "bfloat16" if training.dtype == torch.bfloat16 else "float32",
         "parameters": training.parameters,
         "warm_steps": settings.warm.steps,

@@ -118,7 +118,7 @@ def write_student(
     """
     if isinstance(wanted, ModelStudent):
         return _take_student(folder / "student", wanted.source, tokenizer, trimmed)
-    batch = measured_batch(pairs)
+    batch = measured_batch(pairs).to(teacher.device)
     facts: dict[str, Any] = {}
     if wanted.layers is not None:
         influence = block_influence(teacher, batch)

@@ -45,7 +45,7 @@ class TeacherStatesWriter:
         """Add the states [n, H] of one example."""
         self._starts[example] = self._rows
         self._rows += len(states)
-        self._stream.write(_as_numpy(states.to(self._dtype).contiguous()).tobytes())
+        self._stream.write(_as_numpy(states.to("cpu", self._dtype).contiguous()).tobytes())
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -120,7 +120,7 @@ class TeacherStates:
                 f"{teacher.head.shape[1]} for {len(pairs)}"
             )
         with torch.inference_mode():
-            again = teacher(build_batch(pairs[:1])).float()
+            again = teacher(build_batch(pairs[:1]).to(teacher.device)).float().cpu()
         kept = self.rows([0], [len(again)]).float()
         distance = float((kept - again).norm() / again.norm())
         if not distance < _GREATEST_DISTANCE:

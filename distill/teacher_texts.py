@@ -78,7 +78,7 @@ def keep_states(
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]
         batch = [pairs[index] for index in chosen]
-        rows = policy(build_batch(batch)).split([len(response) for _, response in batch])
+        rows = policy(build_batch(batch).to(policy.device)).split([len(response) for _, response in batch])
         for index, piece in zip(chosen, rows, strict=True):
             states.append(index, piece)
 

@@ -63,7 +63,8 @@ def run_phase(
         DistillError: The critic cannot start as the settings want.
     """
     for policy in (student, teacher):
-        policy.model.set_attn_implementation("eager" if longest_tokens <= _EAGER_TOKENS else "sdpa")
+        is_eager = policy.device.type == "cpu" and longest_tokens <= _EAGER_TOKENS
+        policy.model.set_attn_implementation("eager" if is_eager else "sdpa")
     loop = Loop(phase, student, teacher, settings, fleet)
     watch = CollapseWatch()
     state = PhaseState(loop=loop, watch=watch, supply=supply)

@@ -22,8 +22,9 @@ from .checkpoint import copy_in_dtype, end_token_ids, load_model, load_tokenizer
 from .chunked import States, matching_loss
 from .critic_settings import LearnedCritic
 from .depth import block_influence, cut_layers, kept_layers, layers_of
+from .device import choose_device, matrix_dtype
 from .fleet import Fleet
-from .loop import chunk_tokens, uses_bfloat16
+from .loop import chunk_tokens
 from .lora import add_adapters
 from .minillm import SequenceScore
 from .objective import Weights
@@ -82,10 +83,12 @@ class Training:
             DistillError: A model cannot be used.
         """
         self.settings = settings
-        self.fleet = Fleet()
-        self.dtype = torch.bfloat16 if uses_bfloat16(settings) else torch.float32  # of matrix products
+        self.device = choose_device(settings.device)
+        self.fleet = Fleet(self.device)
+        self.dtype = matrix_dtype(settings.precision, self.device)
         self._tokenizer = load_tokenizer(prepared / "teacher")
         self._teacher = Policy(load_model(prepared / "teacher", dtype=self.dtype)).requires_grad_(False)
+        self._teacher.to(self.device)
         self.student = Policy(load_model(student, dtype=torch.float32))
         if settings.lora and cuts and cuts.to_come:
             raise DistillError(
@@ -94,6 +97,7 @@ class Training:
             )
         if settings.lora:
             add_adapters(self.student.model, settings.lora, seed=settings.seed)
+        self.student.to(self.device)
         if settings.checkpoint_activations:
             self.student.checkpoint_activations()
         roundings_of(self.student.model, settings.quantize_as)  # refused before any work, if at all
@@ -220,7 +224,7 @@ class Training:
     def _prune(self, layers: int) -> None:
         """Cut the student to `layers`, by its own layers' influence, unless it came so from a snapshot."""
         if len(layers_of(self.student.model)) > layers:
-            influence = block_influence(self.student.model, measured_batch(self._pairs))
+            influence = block_influence(self.student.model, measured_batch(self._pairs).to(self.device))
             self._cut(self.fleet.of_first(kept_layers(influence, layers)))
             log.info("the student goes on with %d layers of its teacher's: %s", layers, self.kept_layers)
 
@@ -307,7 +311,9 @@ class Training:
                     self._teacher,
                     batches,
                     weights=weights,
-                    chunk_tokens=chunk_tokens(self.settings, vocabulary=len(student.head)),
+                    chunk_tokens=chunk_tokens(
+                        self.settings, vocabulary=len(student.head), device=self.device
+                    ),
                     fleet=self.fleet,
                 )
 
@@ -333,13 +339,14 @@ def mean_loss(
     """Return the student's mean loss a response token on the teacher's texts, each process reading some."""
     total, tokens = 0.0, 0
     for one in batches[fleet.rank :: fleet.size]:
+        batch = one.batch.to(student.device)
         states = States(
-            teacher_hiddens=one.states,
+            teacher_hiddens=one.states.to(student.device),
             teacher_head=teacher.head,
-            targets=one.batch.targets,
-            last_in_row=one.batch.last_in_row,
+            targets=batch.targets,
+            last_in_row=batch.last_in_row,
         )
-        hiddens = student(one.batch).to(one.states.dtype)
+        hiddens = student(batch).to(one.states.dtype)
         loss, sums = matching_loss(
             hiddens, student.head, states=states, weights=weights, score=Score(), chunk_tokens=chunk_tokens
         )

@@ -240,7 +240,7 @@ def _root_mean_square(values: torch.Tensor) -> torch.Tensor:
 
 def _positions(groups: torch.Tensor, width: int) -> torch.Tensor:
     """Return the rows of each group, `width` of them, one group after the other."""
-    return (groups[:, None] * width + torch.arange(width)).flatten()
+    return (groups[:, None] * width + torch.arange(width, device=groups.device)).flatten()
 
 
 def _keep_rows(linear: Any, rows: torch.Tensor) -> None:

@@ -113,7 +113,7 @@ def _variables(count: int) -> list[dict[str, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     size = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     return [{**shared, **size, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 

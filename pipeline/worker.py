@@ -61,11 +61,18 @@ def _describe(exc: BaseException, *, kind: str, hint: str, facts: dict[str, obje
     text = str(exc) if kind else "".join(traceback.format_exception_only(exc)).strip()
     return {
         "kind": kind,
-        "message": "out of memory" if isinstance(exc, MemoryError) else text,
+        "message": "out of memory" if _is_for_want_of_memory(exc) else text,
         "hint": hint,
         "facts": facts,
         "traceback": "".join(traceback.format_exception(exc)),
     }
+
+
+def _is_for_want_of_memory(exc: BaseException) -> bool:
+    """Tell it of Python's own error and of both of torch's, which is not imported for this."""
+    is_of_gpu = type(exc).__name__ == "OutOfMemoryError"
+    is_of_cpu = isinstance(exc, RuntimeError) and "DefaultCPUAllocator" in str(exc)
+    return isinstance(exc, MemoryError) or is_of_gpu or is_of_cpu
 
 
 def _end_with_parent() -> None:

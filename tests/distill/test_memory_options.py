@@ -105,9 +105,11 @@ def test_checkpointed_layers_run_twice_and_their_dropout_stays_off(
 def test_chunks_follow_the_memory_of_the_machine(
     monkeypatch: pytest.MonkeyPatch, gib: float, vocabulary: int, expected: int
 ) -> None:
-    monkeypatch.setattr("ammd.distill.loop.total_memory_bytes", lambda: int(gib * 2**30))
-    assert chunk_tokens(DistillSettings(), vocabulary=vocabulary) == expected
-    assert chunk_tokens(DistillSettings(chunk_tokens=7), vocabulary=vocabulary) == 7
+    monkeypatch.setattr("ammd.distill.device.total_memory_bytes", lambda: int(gib * 2**30))
+    assert chunk_tokens(DistillSettings(), vocabulary=vocabulary, device=torch.device("cpu")) == expected
+    assert (
+        chunk_tokens(DistillSettings(chunk_tokens=7), vocabulary=vocabulary, device=torch.device("cpu")) == 7
+    )
 
 
 def test_adapters_start_at_the_student_and_leave_its_weights_alone(tiny_checkpoint: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ammd.artifact import hash_file
-from ammd.distill import prepare, stage, supply
+from ammd.distill import device, prepare, stage, supply
 from ammd.distill.batches import build_batch, endless_order
 from ammd.distill.checkpoint import load_model, load_tokenizer, save_checkpoint
 from ammd.distill.fleet import Fleet
@@ -197,7 +197,7 @@ def test_kept_states_are_those_of_a_live_teacher(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both for responses that the teacher wrote and for the one that the data gave."""
-    monkeypatch.setattr(prepare, "has_fast_bfloat16", lambda: False)
+    monkeypatch.setattr(device, "has_fast_bfloat16", lambda: False)
     folder = prepared(tiny_checkpoint, tmp_path)
     pairs = [(example.prompt_ids, example.response_ids) for example in read_examples(folder / "train.jsonl")]
     kept = TeacherStates(folder).rows(range(len(pairs)), [len(response) for _, response in pairs])

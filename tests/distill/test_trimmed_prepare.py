@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ammd.artifact import hash_file
-from ammd.distill import prepare, stage
+from ammd.distill import device, prepare, stage
 from ammd.distill.batches import build_batch
 from ammd.distill.checkpoint import load_model, load_tokenizer
 from ammd.distill.policy import Policy
@@ -25,7 +25,7 @@ PROMPTS = ("the dog, the fox", "over the weather", "größer", "x + 1", "and on 
 @pytest.fixture(autouse=True)
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that states of two ways to them can be compared closely."""
-    monkeypatch.setattr(prepare, "has_fast_bfloat16", lambda: False)
+    monkeypatch.setattr(device, "has_fast_bfloat16", lambda: False)
 
 
 def prepared(checkpoint: Path, tmp_path: Path, **changes: Any) -> tuple[Path, dict[str, Any]]:
@@ -124,7 +124,7 @@ def test_with_fewer_tokens_texts_are_spelled_in_more_and_states_made_anew(
 def test_the_copy_that_writes_in_bfloat16_is_trimmed_too(
     bpe_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(device, "has_fast_bfloat16", lambda: True)
     folder, _ = prepared(bpe_checkpoint, tmp_path, vocabulary={"max_tokens": 280})
     # States are of size 1: bfloat16 is off by some hundredths, another token's row by more than 1.
     check_states(folder, atol=0.1)

@@ -49,9 +49,10 @@ def test_unexpected_exception_gets_the_class_of_its_stage(launch, monkeypatch):
     assert "ZeroDivisionError" in caught.value.facts["traceback"]
 
 
-def test_memory_error_says_so(launch, monkeypatch):
-    monkeypatch.setenv("STAND_IN_FAULT", "export:memory")
-    with pytest.raises(ExportError, match="out of memory"):
+@pytest.mark.parametrize("fault", ["memory", "cpu-memory", "gpu-memory"])
+def test_memory_error_says_so(launch, monkeypatch, fault):
+    monkeypatch.setenv("STAND_IN_FAULT", f"export:{fault}")
+    with pytest.raises(ExportError, match=r"stage `export` failed: out of memory$"):
         launch()
 
 

@@ -45,6 +45,12 @@ def _misbehave(fault: str, folder: Path) -> None:
         raise ZeroDivisionError("by nought")
     if fault == "memory":
         raise MemoryError
+    if fault in {"cpu-memory", "gpu-memory"}:
+        import torch
+
+        if fault == "cpu-memory":
+            torch.empty(1 << 60)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
     if fault == "exit":
         os._exit(9)
     if fault == "print":
