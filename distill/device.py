@@ -30,6 +30,9 @@ def choose_device(wanted: Device) -> torch.device:
         )
     if wanted == "cpu" or found < processes:
         return torch.device("cpu")
+    # cuDNN plans its attention anew for each shape, and the cache grows by one at each token: to sample 32 rows of 64
+    # tokens twice from a network of 30 layers took 10.4 s on an H200, and 3.1 s without it.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 

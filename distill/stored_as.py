@@ -104,9 +104,11 @@ def _check_known(model: PreTrainedModel, scheme: QuantizedScheme) -> None:
             f"`distill.quantize_as` does not know how a model of type `{kind}` is stored",
             hint=f"leave it out, or take a student of type {', '.join(KNOWN_MODEL_TYPES)}",
         )
+    if scheme != "onnx-int4":
+        return
     builder = _builder_version()
     release = tuple(int(part) for part in re.findall(r"\d+", builder)[:2])
-    if scheme == "onnx-int4" and release < _FIRST_BUILDER:
+    if release < _FIRST_BUILDER:
         raise DistillError(
             f"`distill.quantize_as` does not know the mix of int4 that onnxruntime-genai `{builder}` stores",
             hint="install onnxruntime-genai 0.18 or later, or leave `distill.quantize_as` out",
