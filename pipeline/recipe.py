@@ -97,6 +97,8 @@ def load_recipe(
         recipe = Recipe.model_validate(document)
     except ValidationError as exc:
         faults = faults_of(exc, Recipe) + faults
+    else:
+        faults += _find_contradictions(recipe)
     if not faults:
         return recipe
     faults = find_fault_lines(faults, text=origin.text, changed=changed)
@@ -130,6 +132,20 @@ def data_file(name: str, key: tuple[str, ...]) -> Path:
     if name == BUILTIN:
         return Path(str(files("ammd.pipeline").joinpath(DATA_FILES[key])))
     return Path(name)
+
+
+def _find_contradictions(recipe: Recipe) -> list[Fault]:
+    """Return what is wrong between sections, each of which is right by itself."""
+    faults = []
+    trained_for, made = recipe.distill.quantize_as, recipe.export.schemes
+    if trained_for is not None and trained_for not in made:
+        text = f"should be one of `export.schemes`, {', '.join(f'`{scheme}`' for scheme in made)}"
+        faults.append(Fault(path=("distill", "quantize_as"), value=trained_for, text=text))
+    stages, steps = getattr(recipe.prepare.student, "stages", 1), recipe.distill.warm.steps
+    if steps < stages:
+        text = f"should be at least {stages}, a step for each of `prepare.student.stages`"
+        faults.append(Fault(path=("distill", "warm", "steps"), value=steps, text=text))
+    return faults
 
 
 def _read_origin(path: Path | None) -> Origin:

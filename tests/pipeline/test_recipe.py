@@ -53,6 +53,17 @@ def test_key_of_another_section_is_answered_with_where_it_belongs(recipe_path):
     assert "nearest valid one is `distill.warm.lr` or `distill.objective.lr`" in message
 
 
+def test_sections_that_contradict_each_other_are_refused(recipe_path):
+    changes = ["distill.quantize_as=gguf-q8_0", "prepare.student.stages=3", "distill.warm.steps=2"]
+    message = faults_of(recipe_path, *changes, 'export.schemes=["gguf-f16", "onnx-int4"]')
+    assert (
+        '`distill.quantize_as` = `"gguf-q8_0"`: should be one of `export.schemes`, `gguf-f16`, `onnx-int4` (--set)'
+        in message
+    )
+    assert "`distill.warm.steps` = `2`: should be at least 3, a step for each of" in message
+    assert load_recipe(recipe_path, overrides=changes[:2]).distill.quantize_as == "gguf-q8_0"
+
+
 def test_unknown_student_kind_names_the_known_ones(recipe_path):
     message = faults_of(recipe_path, "prepare.student.kind=breadth")
     assert '`prepare.student.kind` = `"breadth"`: should be one of `depth`, `width`, `model`' in message
