@@ -55,7 +55,7 @@ class AdaptiveSupply:
             return self._teacher_texts.next_batch(), None
         is_full = len(self._replay) == self._settings.replay_texts
         if not is_full or drawn < self.student_share * (1 - (step - 1) / self._settings.steps):
-            self._replay.extend(self._student_texts.sample(student.model))
+            self._replay.extend(self._student_texts.sample(student))
         chosen = torch.randperm(len(self._replay), generator=self._generator)[: self._batch_size].tolist()
         return None, build_batch([self._replay[index] for index in chosen])
 

@@ -52,6 +52,19 @@ class Fleet:
                 hint="raise `distill.batch_size`, or start fewer processes",
             )
 
+    def check_even(self, rows: int, *, of: str) -> None:
+        """Check that all processes have as many rows.
+
+        Raises:
+            DistillError: They have not.
+        """
+        if rows % self.size:
+            raise DistillError(
+                f"{of} of a batch are `{rows}` rows, which {self.size} processes cannot share evenly, as they have to "
+                "where a student is divided and its batches come in pieces",
+                hint="change `distill.batch_size`, or leave `distill.micro_batch_size` out",
+            )
+
     def sums(self, values: Sequence[float]) -> list[float]:
         """Return the sums over all processes."""
         if self.size == 1:
@@ -86,4 +99,5 @@ class Fleet:
     def leave(self) -> None:
         """Say goodbye to the other processes; nothing can be sent any more."""
         if self.size > 1:
+            distributed.barrier()  # the first may still be writing, and who is left alone may abort
             PartialState().destroy_process_group()

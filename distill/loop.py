@@ -27,6 +27,7 @@ from .phase import Phase
 from .policy import Policy
 from .rounded_weights import RoundedWeights
 from .score import Estimator, Score
+from .shards import for_first, like, whole
 from .sides import Side
 from .snapshots import State, optimizer_state, restore_optimizer
 from .step_log import StepLog, side_fields, text_fields
@@ -74,9 +75,9 @@ class Loop:
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda done: learning_rate_share(done, phase.steps)
         )
-        self._student, self._optimizer, self._schedule = self._accelerator.prepare(
-            student, optimizer, schedule
-        )
+        self._optimizer, self._schedule = self._accelerator.prepare(optimizer, schedule)
+        # A divided one sends its gradients itself.
+        self._student = student if student.is_divided else self._accelerator.prepare(student)
         self._adversaries: dict[str, Adversary] = {}  # learned critics by side, made at the first batch
         self._kept_adversaries: dict[str, State] = {}  # of a snapshot, until then
         # Its draws are for rows of this process alone.
@@ -117,9 +118,8 @@ class Loop:
                 measured["future_gap"] = sums.future_gap
             before = sums.answered_gap if self._baseline is None else self._baseline
             self._baseline = _BASELINE_DECAY * before + (1 - _BASELINE_DECAY) * sums.answered_gap
-        grad_norm = float(
-            self._accelerator.clip_grad_norm_(self._student.parameters(), self._settings.max_grad_norm)
-        )
+        norm = self._accelerator.clip_grad_norm_(self._student.parameters(), self._settings.max_grad_norm)
+        grad_norm = float(whole(norm))
         if not math.isfinite(total) or not math.isfinite(grad_norm):
             raise NonFiniteLossError(
                 f"loss `{total}`, gradient norm `{grad_norm}` at step {number} of phase `{phase.name}`",
@@ -150,7 +150,7 @@ class Loop:
     def state(self) -> State:
         """Return student, optimizer, schedule, critics and running numbers."""
         policy: Policy = self._accelerator.unwrap_model(self._student)
-        whole = State(
+        state = State(
             tensors={"generator": self._generator.get_state()},
             facts={
                 "schedule": self._schedule.state_dict(),
@@ -161,11 +161,12 @@ class Loop:
             },
         )
         with self.rounded.lifted():  # the tensors of this moment; the parameters are given others after it
-            whole.put("student", State(tensors={name: p.detach() for name, p in policy.named_parameters()}))
-        whole.put("optimizer", optimizer_state(self._optimizer))
+            student = {name: for_first(p.detach()) for name, p in policy.named_parameters()}
+        state.put("student", State(tensors=student))
+        state.put("optimizer", optimizer_state(self._optimizer))
         for name, adversary in self._adversaries.items():
-            whole.put(name, adversary.state())
-        return whole
+            state.put(name, adversary.state())
+        return state
 
     def restore(self, state: State) -> None:
         """Take over what `state` returned; critics are restored when their first batch makes them."""
@@ -173,7 +174,7 @@ class Loop:
         kept = state.part("student").tensors
         with torch.no_grad():
             for name, parameter in policy.named_parameters():
-                parameter.copy_(kept[name])
+                parameter.copy_(like(kept[name], parameter))
         restore_optimizer(self._optimizer, state.part("optimizer"))
         self._schedule.load_state_dict(state.facts["schedule"])
         for group, rate in zip(
@@ -202,6 +203,8 @@ class Loop:
         """
         policy: Policy = self._accelerator.unwrap_model(self._student)
         self._fleet.check_rows(len(batch.token_ids), of=f"the {name}-policy side")
+        if policy.is_divided and self._settings.micro_batch_size is not None:
+            self._fleet.check_even(len(batch.token_ids), of=f"the {name}-policy side")
         part, part_place = batch.rows(self._fleet.share(len(batch.token_ids)))
         part = part.to(self._device)
         if kept is not None:
@@ -212,6 +215,8 @@ class Loop:
         for number, (piece, place) in enumerate(pieces, 1):
             teacher_hiddens = self._read_by_teacher(piece) if kept is None else kept[place]
             is_sent = is_last and number == len(pieces)
+            # Several sums of a divided student's parts take less memory than one of the whole.
+            is_sent = is_sent or policy.is_divided
             with nullcontext() if is_sent else self._accelerator.no_sync(self._student):
                 with self._accelerator.autocast():
                     hiddens = self._student(piece)

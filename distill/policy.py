@@ -17,10 +17,14 @@ import torch
 from ammd.errors import DistillError
 from ammd.kv_cache import has_plain_cache, run_shared
 
+from .checkpoint import copy_in_dtype
+from .shards import divide, fill, take_apart
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from .batches import Batch
+    from .fleet import Fleet
 
 
 class Policy(torch.nn.Module):
@@ -35,6 +39,7 @@ class Policy(torch.nn.Module):
         super().__init__()
         self.model = model
         self._can_share = has_plain_cache(model)
+        self._plain: tuple[PreTrainedModel, ...] = ()  # in a tuple: its parameters are not this module's
         _check_plain_head(model)
 
     def checkpoint_activations(self) -> None:
@@ -54,6 +59,30 @@ class Policy(torch.nn.Module):
         self._can_share = (
             False  # a layer that runs twice would write its keys and values into the cache twice
         )
+
+    def divide(self, fleet: Fleet, *, dtype: torch.dtype) -> None:
+        """From now on, hold only this process's part of each parameter; a copy in `dtype` is kept to sample from."""
+        self._plain = (copy_in_dtype(self.model, dtype),)
+        self._can_share = False  # one forward pass, one backward pass
+        divide(self, self.model, fleet=fleet, device=self.device)
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether each process holds a part."""
+        return bool(self._plain)
+
+    def take_apart(self) -> None:
+        """Let go of what a forward pass without a backward pass has put together, if divided."""
+        take_apart(self)
+
+    def copy_in_dtype(self, dtype: torch.dtype) -> PreTrainedModel:
+        """Return a plain copy; if divided, all processes have to ask, and it is good until the next time."""
+        if not self.is_divided:
+            return copy_in_dtype(self.model, dtype)
+        (kept,) = self._plain
+        plain = kept if kept.dtype == dtype else copy_in_dtype(kept, dtype)
+        fill(plain, self.model)
+        return plain
 
     @property
     def device(self) -> torch.device:

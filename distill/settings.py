@@ -337,6 +337,9 @@ class DistillSettings(Settings):
     processes: int = Field(default=1, ge=1)
     """That train together on this machine, each on its share of a batch and of the cores. Each holds both models, so
     one process is best where it can use all cores; several machines: docs/scaling.md."""
+    divide_student: bool = False
+    """Divide the student's weights, gradients and optimizer states among the processes (FSDP) instead of holding all of
+    them in each; sends more. One process by itself has nothing to divide."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Sequences whose activations exist at once; fewer take less memory and more time, for the same result but for
     rounding. A learned critic ascends on the first of them. Absent means all of a batch."""
@@ -360,6 +363,14 @@ class DistillSettings(Settings):
     and so learns to mend what rounding does to it; absent, it is rounded only when exported."""
     seed: int = 0
     """Source of all randomness in the stage; the pipeline passes the recipe's own."""
+
+    @model_validator(mode="after")
+    def _parts_are_of_plain_weights(self) -> Self:
+        if self.divide_student and (self.lora is not None or self.quantize_as is not None):
+            raise ValueError(
+                "divide_student excludes lora and quantize_as: they change single weights in place"
+            )
+        return self
 
     @model_validator(mode="after")
     def _adapters_are_not_in_the_file(self) -> Self:

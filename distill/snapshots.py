@@ -29,6 +29,8 @@ from ammd.artifact import (
 )
 from ammd.errors import ArtifactError
 
+from .shards import for_first, like
+
 log = logging.getLogger("ammd.distill")
 _EVERY_S = 300.0  # a snapshot of a 100 M parameter student takes about 3 s
 _STATE_NAME = "state"
@@ -130,14 +132,17 @@ def optimizer_state(optimizer: Any) -> State:
     """Return the moments and counters of a torch optimizer, parameters in their order."""
     state = optimizer.state_dict()["state"]
     return State(
-        tensors={f"{index}.{name}": value for index, one in state.items() for name, value in one.items()}
+        tensors={
+            f"{index}.{name}": for_first(value) for index, one in state.items() for name, value in one.items()
+        }
     )
 
 
 def restore_optimizer(optimizer: Any, state: State) -> None:
     """Put them back; learning rates are the schedule's."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in state.tensors.items():
         index, _, name = key.partition(".")
-        moments.setdefault(int(index), {})[name] = value
+        moments.setdefault(int(index), {})[name] = like(value, parameters[int(index)])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})

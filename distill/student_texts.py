@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from .batches import Batch, TokenPair, build_batch, endless_order
-from .checkpoint import copy_in_dtype
 from .fleet import Fleet
 from .rollout import Sampling, sample_mixed, sample_responses
 from .snapshots import State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from .policy import Policy
 
 
 _Drawn = list[tuple[TokenPair, torch.Tensor | None]]  # texts of a batch, with how likely a mixture found them
@@ -56,7 +57,7 @@ class StudentTexts:
         self._rounds = 0
         self._waiting: deque[_Drawn] = deque()
 
-    def next_batch(self, student: PreTrainedModel) -> Batch:
+    def next_batch(self, student: Policy) -> Batch:
         """Return the next batch, sampling a new round from `student` when the last is used up."""
         if not self._waiting:
             self._waiting.extend(self._sample_round(student))
@@ -84,7 +85,7 @@ class StudentTexts:
             for drawn in state.facts["waiting"]
         )
 
-    def sample(self, student: PreTrainedModel) -> list[TokenPair]:
+    def sample(self, student: Policy) -> list[TokenPair]:
         """Return a new round of `batch_size * reuse_steps` texts, in no order."""
         prompts, numbers, sampler = self._begin_round(student)
         part = self._fleet.share(len(prompts))
@@ -93,7 +94,7 @@ class StudentTexts:
         )
         return list(zip(prompts, self._fleet.joined(responses), strict=True))
 
-    def _sample_round(self, student: PreTrainedModel) -> list[_Drawn]:
+    def _sample_round(self, student: Policy) -> list[_Drawn]:
         drawn: _Drawn
         if self._guide is None:
             drawn = [(pair, None) for pair in self.sample(student)]
@@ -118,14 +119,12 @@ class StudentTexts:
         order = torch.randperm(len(batches), generator=self._generator).tolist()
         return [batches[index] for index in order]
 
-    def _begin_round(
-        self, student: PreTrainedModel
-    ) -> tuple[list[Sequence[int]], torch.Tensor, PreTrainedModel]:
+    def _begin_round(self, student: Policy) -> tuple[list[Sequence[int]], torch.Tensor, PreTrainedModel]:
         """Return the round's prompts, the random numbers for their responses, and the student to sample from."""
         self._rounds += 1
         rows = [index for _ in range(self._reuse_steps) for index in next(self._order)]
         numbers = torch.rand(len(rows), self._sampling.max_new_tokens, generator=self._generator)
-        return [self._prompts[row] for row in rows], numbers, copy_in_dtype(student, self._dtype).eval()
+        return [self._prompts[row] for row in rows], numbers, student.copy_in_dtype(self._dtype).eval()
 
 
 def _build(drawn: _Drawn) -> Batch:

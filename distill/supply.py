@@ -84,7 +84,7 @@ class BothSides:
     def batches(self, _step: int, student: Policy) -> tuple[TeacherBatch | None, Batch | None]:
         """See `Supply`."""
         off = self.teacher_texts.next_batch() if self.teacher_texts else None
-        on = self.student_texts.next_batch(student.model) if self.student_texts else None
+        on = self.student_texts.next_batch(student) if self.student_texts else None
         return off, on
 
     def state(self) -> State:

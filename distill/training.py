@@ -18,7 +18,7 @@ from ammd.errors import DistillError
 
 from .adaptive import AdaptiveSupply
 from .batches import cut_batches, endless_order
-from .checkpoint import copy_in_dtype, end_token_ids, load_model, load_tokenizer, save_checkpoint
+from .checkpoint import end_token_ids, load_model, load_tokenizer, save_checkpoint
 from .chunked import States, matching_loss
 from .critic_settings import LearnedCritic
 from .depth import block_influence, cut_layers, kept_layers, layers_of
@@ -34,6 +34,7 @@ from .prompts import read_examples
 from .rollout import Sampling
 from .score import Score
 from .settings import Ammd, DistiLLM, Game, MiniLLM, OnPolicyPhase
+from .shards import like
 from .sides import Side, sides_of
 from .snapshots import Snapshots, State
 from .staged import share_steps
@@ -95,12 +96,19 @@ class Training:
                 "a student that is cut in stages cannot be trained through adapters: what a cut leaves has to learn",
                 hint="leave `distill.lora` out, or set `prepare.student.stages = 1`",
             )
+        if settings.divide_student and cuts and cuts.to_come:
+            raise DistillError(
+                "a student that is cut in stages cannot be divided among processes",
+                hint="leave `distill.divide_student` out, or set `prepare.student.stages = 1`",
+            )
         if settings.lora:
             add_adapters(self.student.model, settings.lora, seed=settings.seed)
         self.student.to(self.device)
         if settings.checkpoint_activations:
             self.student.checkpoint_activations()
         roundings_of(self.student.model, settings.quantize_as)  # refused before any work, if at all
+        if settings.divide_student and self.fleet.size > 1:
+            self.student.divide(self.fleet, dtype=self.dtype)
         self._pairs: list[TokenPair] = [
             (example.prompt_ids, example.response_ids) for example in read_examples(prepared / "train.jsonl")
         ]
@@ -196,9 +204,11 @@ class Training:
 
     def save(self, folder: Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
         """Write the student; in bfloat16 it takes half the bytes, and that is what it is served in anyway."""
-        if not self.fleet.is_first:
+        if not self.fleet.is_first and not self.student.is_divided:
             return
-        save_checkpoint(copy_in_dtype(self.student.model, dtype), self._tokenizer, folder)
+        copy = self.student.copy_in_dtype(dtype)  # all have a part in it
+        if self.fleet.is_first:
+            save_checkpoint(copy, self._tokenizer, folder)
 
     def save_between(self, folder: Path) -> None:
         """Write the student between two phases, or what a killed training had written there."""
@@ -217,7 +227,7 @@ class Training:
         kept = state.part("phase").part("loop").part("student").tensors
         with torch.no_grad():
             for name, parameter in self.student.named_parameters():
-                parameter.copy_(kept[name])
+                parameter.copy_(like(kept[name], parameter))
         self.save(folder)
         return True
 
@@ -261,12 +271,13 @@ class Training:
         if self._snapshots is None:
             return
         is_due = self._snapshots.is_due or (phase.steps == 0 and self._phases > 1)
-        if not self.fleet.of_first(is_due) or not self.fleet.is_first:
+        if not self.fleet.of_first(is_due) or not (self.fleet.is_first or self.student.is_divided):
             return
         facts = {"phases": self._phases, "written": list(self._written), "kept_layers": self.kept_layers}
         state = State(facts=facts)
         state.put("phase", phase.state())
-        self._snapshots.save(state, keep=self._written)
+        if self.fleet.is_first:
+            self._snapshots.save(state, keep=self._written)
 
     def _teacher_texts(self, rows: int) -> TeacherTexts:
         whole = rows == self.settings.batch_size
@@ -338,7 +349,9 @@ def mean_loss(
 ) -> float:
     """Return the student's mean loss a response token on the teacher's texts, each process reading some."""
     total, tokens = 0.0, 0
-    for one in batches[fleet.rank :: fleet.size]:
+    # A divided student is put together by all, so all have to read as often.
+    own = batches if student.is_divided else batches[fleet.rank :: fleet.size]
+    for one in own:
         batch = one.batch.to(student.device)
         states = States(
             teacher_hiddens=one.states.to(student.device),
@@ -352,6 +365,7 @@ def mean_loss(
         )
         total += float(loss) * sums.tokens
         tokens += sums.tokens
+    student.take_apart()
     total, count = fleet.sums([total, tokens])
     return total / count
 

@@ -22,6 +22,14 @@ from ammd.errors import DistillError
 from ammd.pipeline.toml_text import write_toml
 
 BASE: dict[str, Any] = {"batch_size": 8, "precision": "float32", "chunk_tokens": 16}
+DISTILLM = {
+    "kind": "distillm",
+    "steps": 8,
+    "lr": 1e-3,
+    "check_steps": 1,
+    "validation_texts": 5,
+    "tolerance": 0.0,
+}
 GAME = {"kind": "ammd", "steps": 6, "lr": 1e-3, "discount": 0.5, "rollout_reuse_steps": 2}
 
 
@@ -60,23 +68,29 @@ def curves(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "curves.jsonl").read_text().splitlines()]
 
 
+def check_same(prepared: Path, expected_out: Path, found_out: Path, *, steps: int) -> None:
+    """Check that two trainings logged the same and ended with the same weights."""
+    one, many = curves(expected_out), curves(found_out)
+    assert len(one) == len(many) == steps
+    for expected, found in zip(one, many, strict=True):
+        assert expected.keys() == found.keys()
+        for name in expected.keys() - {"phase", "seconds", "tokens_per_s"}:
+            # Sums are rounded in another order, and Adam makes a step of every rounding.
+            assert found[name] == pytest.approx(expected[name], rel=2e-3, abs=2e-4), name
+    before = dict(load_model(prepared / "student", dtype=torch.float32).named_parameters())
+    models = [load_model(out / "student", dtype=torch.float32) for out in (expected_out, found_out)]
+    for (name, expected), found in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        moved = (expected - before[name]).abs().max()
+        assert (found - expected).abs().quantile(0.99) <= 0.02 * moved, name
+
+
 @pytest.mark.parametrize(
     ("processes", "objective"),
     [
         (2, GAME),
         (3, GAME),
         (2, {"kind": "minillm", "steps": 4, "lr": 1e-3, "rollout_reuse_steps": 2}),
-        (
-            2,
-            {
-                "kind": "distillm",
-                "steps": 8,
-                "lr": 1e-3,
-                "check_steps": 1,
-                "validation_texts": 5,
-                "tolerance": 0.0,
-            },
-        ),
+        (2, DISTILLM),
     ],
     ids=["ammd on 2", "ammd on 3", "minillm on 2", "distillm on 2"],
 )
@@ -86,18 +100,25 @@ def test_several_processes_train_what_one_does(
     settings = {**BASE, "warm": {"steps": 3, "lr": 1e-3}, "objective": objective}
     alone(small_prepared, tmp_path / "one", settings)
     launch(small_prepared, tmp_path / "many", settings, processes=processes)
-    one, many = curves(tmp_path / "one"), curves(tmp_path / "many")
-    assert len(one) == len(many) == 3 + objective["steps"]
-    for expected, found in zip(one, many, strict=True):
-        assert expected.keys() == found.keys()
-        for name in expected.keys() - {"phase", "seconds", "tokens_per_s"}:
-            # Sums are rounded in another order, and Adam makes a step of every rounding.
-            assert found[name] == pytest.approx(expected[name], rel=2e-3, abs=2e-4), name
-    before = dict(load_model(small_prepared / "student", dtype=torch.float32).named_parameters())
-    models = [load_model(tmp_path / name / "student", dtype=torch.float32) for name in ("one", "many")]
-    for (name, expected), found in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
-        moved = (expected - before[name]).abs().max()
-        assert (found - expected).abs().quantile(0.99) <= 0.02 * moved, name
+    check_same(small_prepared, tmp_path / "one", tmp_path / "many", steps=3 + objective["steps"])
+
+
+@pytest.mark.parametrize(
+    ("processes", "more"),
+    [
+        (2, {"objective": GAME}),
+        (3, {"objective": GAME, "batch_size": 12, "micro_batch_size": 1, "checkpoint_activations": True}),
+        (2, {"objective": DISTILLM}),
+    ],
+    ids=["ammd on 2", "ammd on 3 in pieces", "distillm on 2"],
+)
+def test_a_divided_student_learns_what_a_whole_one_does(
+    small_prepared: Path, tmp_path: Path, processes: int, more: dict[str, Any]
+) -> None:
+    settings = {**BASE, "warm": {"steps": 3, "lr": 1e-3}, **more}
+    alone(small_prepared, tmp_path / "one", settings)
+    launch(small_prepared, tmp_path / "many", {**settings, "divide_student": True}, processes=processes)
+    check_same(small_prepared, tmp_path / "one", tmp_path / "many", steps=3 + more["objective"]["steps"])
 
 
 def test_learned_critics_are_the_same_in_all_processes(small_prepared: Path, tmp_path: Path) -> None:
