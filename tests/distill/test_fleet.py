@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from ammd.distill import stage
 from ammd.distill.checkpoint import load_model
@@ -134,8 +135,12 @@ def test_learned_critics_are_the_same_in_all_processes(small_prepared: Path, tmp
     assert shares[-1] > shares[0]
 
 
-def test_a_killed_process_ends_all_and_the_training_goes_on(small_prepared: Path, tmp_path: Path) -> None:
-    settings = {**BASE, "warm": {"steps": 3, "lr": 1e-3}, "objective": {**GAME, "steps": 4000}}
+@pytest.mark.parametrize("divided", [False, True], ids=["whole", "divided"])
+def test_a_killed_process_ends_all_and_the_training_goes_on(
+    small_prepared: Path, tmp_path: Path, divided: bool
+) -> None:
+    base = {**BASE, "divide_student": divided}
+    settings = {**base, "warm": {"steps": 3, "lr": 1e-3}, "objective": {**GAME, "steps": 4000}}
     started = subprocess.Popen(
         command(small_prepared, tmp_path / "cut", settings, "--resume", str(tmp_path / "state"), processes=2),
         env=environment(),
@@ -159,6 +164,8 @@ def test_a_killed_process_ends_all_and_the_training_goes_on(small_prepared: Path
     launch(small_prepared, tmp_path / "cut", whole, "--resume", str(tmp_path / "state"), processes=2)
     one, many = curves(tmp_path / "one"), curves(tmp_path / "cut")
     assert [row["step"] for row in many] == [row["step"] for row in one]
+    # The first step of the second phase looks at the student that the snapshot held.
+    assert many[3]["loss"] == pytest.approx(one[3]["loss"], rel=2e-3)
 
 
 def children_of(pid: int) -> list[str]:
@@ -174,6 +181,22 @@ def test_a_batch_smaller_than_the_fleet_is_refused(monkeypatch: pytest.MonkeyPat
         DistillError, match="the off-policy side of a batch are `3` rows, too few for 4 processes"
     ):
         fleet.check_rows(3, of="the off-policy side")
+
+
+def test_rows_that_cannot_be_shared_evenly_are_refused_where_they_must() -> None:
+    fleet = Fleet()
+    fleet.size = 3
+    fleet.check_even(6, of="the on-policy side")
+    with pytest.raises(
+        DistillError, match="the on-policy side of a batch are `8` rows, which 3 processes cannot"
+    ):
+        fleet.check_even(8, of="the on-policy side")
+
+
+@pytest.mark.parametrize("more", [{"lora": {"rank": 4}}, {"quantize_as": "gguf-q4_0"}])
+def test_a_divided_student_has_plain_weights(more: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="divide_student excludes lora and quantize_as"):
+        DistillSettings.model_validate({"divide_student": True, **more})
 
 
 def test_shares_of_rows_are_in_order_and_differ_by_one_at_most() -> None:
