@@ -2,6 +2,7 @@
 
     python benchmarks/objectives.py small WORK_DIR --data FOLDER [--seeds 0 1 2 3 4] [--methods ...] [--jobs 2]
     python benchmarks/objectives.py instructions WORK_DIR --data FOLDER [--seeds 0 1 2] [--methods ...]
+        [--jobs 1] [--set prepare.teacher=FOLDER]...
 
 Two settings: characters of a novel (`character_level.py`) and a real model on Dolly's prompts (`instructions.py`);
 FOLDER holds `text-books/` or the `instruct-*/` folders and is needed until WORK_DIR is prepared. Each method's

@@ -18,7 +18,7 @@ from ammd.errors import DistillError
 from ammd.kv_cache import has_plain_cache, run_shared
 
 from .checkpoint import copy_in_dtype
-from .shards import divide, fill, take_apart
+from .shards import divide, fill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,10 +70,6 @@ class Policy(torch.nn.Module):
     def is_divided(self) -> bool:
         """Whether each process holds a part."""
         return bool(self._plain)
-
-    def take_apart(self) -> None:
-        """Let go of what a forward pass without a backward pass has put together, if divided."""
-        take_apart(self)
 
     def copy_in_dtype(self, dtype: torch.dtype) -> PreTrainedModel:
         """Return a plain copy; if divided, all processes have to ask, and it is good until the next time."""

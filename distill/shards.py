@@ -32,14 +32,6 @@ def divide(policy: torch.nn.Module, model: PreTrainedModel, *, fleet: Fleet, dev
     fully_shard(policy, mesh=mesh)
 
 
-def take_apart(module: torch.nn.Module) -> None:
-    """Let go of what a divided module has put together; a whole one stays as it is."""
-    from torch.distributed.fsdp import FSDPModule
-
-    if isinstance(module, FSDPModule):
-        module.reshard()
-
-
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return a plain tensor: a divided one is put together, for which all processes have to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -365,7 +365,6 @@ def mean_loss(
         )
         total += float(loss) * sums.tokens
         tokens += sums.tokens
-    student.take_apart()
     total, count = fleet.sums([total, tokens])
     return total / count
 

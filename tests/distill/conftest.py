@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from ammd.distill.checkpoint import load_model
 from ammd.distill.chunked import States
 from ammd.distill.collapse import CollapseWatch
 from ammd.distill.step_log import StepLog
@@ -269,3 +270,35 @@ def stop_at() -> Callable[[pytest.MonkeyPatch, str, int], None]:
         monkeypatch.setattr(CollapseWatch, "check", check)
 
     return stop
+
+
+@pytest.fixture
+def check_same(measured: Callable[[Path], list[dict[str, Any]]]) -> Callable[..., None]:
+    """Check that two trainings from one prepared folder logged the same and ended with the same weights."""
+
+    def check(
+        prepared: Path,
+        expected_out: Path,
+        found_out: Path,
+        *,
+        steps: int,
+        tolerance: float = 2e-3,
+        moved_share: float
+        | None = 0.02,  # of how far weights moved, in which they may differ; None looks at no weights
+    ) -> None:
+        one, other = measured(expected_out), measured(found_out)
+        assert len(one) == len(other) == steps
+        for expected, found in zip(one, other, strict=True):
+            assert expected.keys() == found.keys()
+            for name in expected.keys() - {"phase"}:
+                # Sums are rounded in another order, and Adam makes a step of every rounding.
+                assert found[name] == pytest.approx(expected[name], rel=tolerance, abs=tolerance / 10), name
+        if moved_share is None:
+            return
+        before = dict(load_model(prepared / "student", dtype=torch.float32).named_parameters())
+        models = [load_model(out / "student", dtype=torch.float32) for out in (expected_out, found_out)]
+        for (name, expected), found in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+            moved = (expected - before[name]).abs().max()
+            assert (found - expected).abs().quantile(0.99) <= moved_share * moved, name
+
+    return check

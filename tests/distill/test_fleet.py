@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from pydantic import ValidationError
 
 from ammd.distill import stage
-from ammd.distill.checkpoint import load_model
 from ammd.distill.fleet import Fleet
 from ammd.distill.settings import DistillSettings
 from ammd.errors import DistillError
@@ -69,22 +67,6 @@ def curves(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "curves.jsonl").read_text().splitlines()]
 
 
-def check_same(prepared: Path, expected_out: Path, found_out: Path, *, steps: int) -> None:
-    """Check that two trainings logged the same and ended with the same weights."""
-    one, many = curves(expected_out), curves(found_out)
-    assert len(one) == len(many) == steps
-    for expected, found in zip(one, many, strict=True):
-        assert expected.keys() == found.keys()
-        for name in expected.keys() - {"phase", "seconds", "tokens_per_s"}:
-            # Sums are rounded in another order, and Adam makes a step of every rounding.
-            assert found[name] == pytest.approx(expected[name], rel=2e-3, abs=2e-4), name
-    before = dict(load_model(prepared / "student", dtype=torch.float32).named_parameters())
-    models = [load_model(out / "student", dtype=torch.float32) for out in (expected_out, found_out)]
-    for (name, expected), found in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
-        moved = (expected - before[name]).abs().max()
-        assert (found - expected).abs().quantile(0.99) <= 0.02 * moved, name
-
-
 @pytest.mark.parametrize(
     ("processes", "objective"),
     [
@@ -96,7 +78,7 @@ def check_same(prepared: Path, expected_out: Path, found_out: Path, *, steps: in
     ids=["ammd on 2", "ammd on 3", "minillm on 2", "distillm on 2"],
 )
 def test_several_processes_train_what_one_does(
-    small_prepared: Path, tmp_path: Path, processes: int, objective: dict[str, Any]
+    check_same: Any, small_prepared: Path, tmp_path: Path, processes: int, objective: dict[str, Any]
 ) -> None:
     settings = {**BASE, "warm": {"steps": 3, "lr": 1e-3}, "objective": objective}
     alone(small_prepared, tmp_path / "one", settings)
@@ -114,7 +96,7 @@ def test_several_processes_train_what_one_does(
     ids=["ammd on 2", "ammd on 3 in pieces", "distillm on 2"],
 )
 def test_a_divided_student_learns_what_a_whole_one_does(
-    small_prepared: Path, tmp_path: Path, processes: int, more: dict[str, Any]
+    check_same: Any, small_prepared: Path, tmp_path: Path, processes: int, more: dict[str, Any]
 ) -> None:
     settings = {**BASE, "warm": {"steps": 3, "lr": 1e-3}, **more}
     alone(small_prepared, tmp_path / "one", settings)
