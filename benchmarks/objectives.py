@@ -9,7 +9,8 @@ FOLDER holds `text-books/` or the `instruct-*/` folders and is needed until WORK
 learning rate is chosen on dev prompts over the same grid; then each is trained with every seed for the same steps, and
 for as many steps as fit into the seconds that AMMD takes for them, by what a step of each costs when all are timed in
 turn. A seed changes the order of texts, what the student writes while training, and its judged samples. Every training
-is one cell, kept in WORK_DIR, so an interrupted comparison goes on.
+is one cell, kept in WORK_DIR, so an interrupted comparison goes on. A GPU serves several jobs at once best under
+NVIDIA's MPS: a student this small keeps it waiting for launches.
 
 Prints one JSON line last and writes `benchmarks/results/objectives.json`, leaving the other setting's rows there as
 they are. Rows: setting, method, budget, seed, set, metric, value; and, for each method, AMMD minus it with a 95 %

@@ -26,13 +26,21 @@ METRICS = {
     "teacher_tv": "TV, teacher's samples",
     "teacher_jsd_nats": "JSD, teacher's samples",
 }
+REAL_METRICS = {
+    **METRICS,
+    "own_reverse_kl_nats": "KL to the teacher, own samples",
+    "rouge_l_teacher": "ROUGE-L to the teacher, greedy",
+    "sampled_rouge_l_teacher": "ROUGE-L to the teacher, samples",
+    "rouge_l_reference": "ROUGE-L to references, greedy",
+}
+HIGHER_IS_BETTER = {"rouge_l_teacher", "sampled_rouge_l_teacher", "rouge_l_reference"}
 BUDGETS = {"steps": "At equal steps", "seconds": "At equal seconds"}
 
 
 def main(arguments: list[str]) -> int:
     """Write or check the page; return 1 if a check found it out of date."""
     objectives = read("objectives")
-    parts = [*objectives_part(objectives), *ablation_part(read("ablation"))]
+    parts = [*objectives_part(objectives), *real_part(objectives), *ablation_part(read("ablation"))]
     page = MADE + "\n\n".join(parts) + "\n"
     path = FOLDER / "results.md"
     if "--check" in arguments:
@@ -61,7 +69,7 @@ def objectives_part(document: Mapping[str, Any]) -> Iterable[str]:
     yield "# Results"
     yield (
         "All methods on one harness: same texts, warm start, optimizer, batch, rollouts and loss code; only the\n"
-        "objective differs. Lower is better everywhere. Each number is the mean over seeds with the standard\n"
+        "objective differs. Lower is better, but for ROUGE-L. Each number is the mean over seeds with the standard\n"
         "deviation between them; each learning rate was chosen on other prompts and another seed by the sum of both\n"
         "Jensen-Shannon distances."
     )
@@ -83,6 +91,30 @@ def objectives_part(document: Mapping[str, Any]) -> Iterable[str]:
         yield difference_table(differences, of="minus")
 
 
+def real_part(document: Mapping[str, Any]) -> Iterable[str]:
+    """Yield the paragraphs and tables of the comparison on a real model."""
+    rows: Sequence[Row] = [row for row in document["rows"] if row["setting"] == "instructions"]
+    facts = document["settings"]["instructions"]
+    reference = next(row["method"] for row in rows if "minus" in row)
+    devices = " and ".join(sorted({str(one["device"]) for one in facts["trained_on"]}))
+    rates = ", ".join(f"{rate:g}" for rate in facts["learning_rates"])
+    yield "## Real setting: SmolLM2-135M-Instruct to the quickstart's student"
+    yield (
+        "`python benchmarks/objectives.py instructions` (`benchmarks/instructions.py` has texts and sets).\n"
+        f"{facts['steps']} steps of 16 texts from a shared warm start, trained on {devices}; learning rates from "
+        f"{rates}.\nEqual seconds go by what a step costs on {facts['step_costs']['machine']['cores']} cores of "
+        f"{facts['step_costs']['machine']['cpu']}. {count_seeds(rows)}, revision {str(facts['revision'])[:7]}."
+    )
+    for budget, title in BUDGETS.items():
+        yield f"### {title}, by set"
+        for name in dict.fromkeys(row["set"] for row in rows):
+            of_set = [row for row in rows if row.get("budget") == budget and row["set"] == name]
+            yield f"**{name}**"
+            yield method_table([row for row in of_set if "minus" not in row], REAL_METRICS)
+            yield f"`{reference}` minus each other method:"
+            yield difference_table([row for row in of_set if "minus" in row], REAL_METRICS, of="minus")
+
+
 def ablation_part(document: Mapping[str, Any]) -> Iterable[str]:
     """Yield the paragraphs and tables of the ablation."""
     rows: Sequence[Row] = document["rows"]
@@ -97,13 +129,17 @@ def ablation_part(document: Mapping[str, Any]) -> Iterable[str]:
 
 def describe(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
     """Return where and with how many seeds rows were measured."""
-    seeds = sorted({row["seed"] for row in rows if "seed" in row})
     machine = facts["machine"]
-    count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-    return f"{count}, {machine['cores']} cores of {machine['cpu']}, revision {str(facts['revision'])[:7]}"
+    return f"{count_seeds(rows)}, {machine['cores']} cores of {machine['cpu']}, revision {str(facts['revision'])[:7]}"
 
 
-def method_table(rows: Sequence[Row]) -> str:
+def count_seeds(rows: Sequence[Row]) -> str:
+    """Return with how many seeds rows were measured."""
+    count = len({row["seed"] for row in rows if "seed" in row})
+    return f"{count} seed{'s' if count > 1 else ''}"
+
+
+def method_table(rows: Sequence[Row], metrics: Mapping[str, str] = METRICS) -> str:
     """Return means and spreads of each method, the best of each column in bold."""
     by_method: dict[str, dict[str, list[float]]] = {}
     facts: dict[str, Row] = {}
@@ -111,35 +147,37 @@ def method_table(rows: Sequence[Row]) -> str:
         by_method.setdefault(row["method"], {}).setdefault(row["metric"], []).append(row["value"])
         facts[row["method"]] = row
     best = {
-        metric: min(statistics.mean(found[metric]) for found in by_method.values() if metric in found)
-        for metric in METRICS
+        metric: (max if metric in HIGHER_IS_BETTER else min)(
+            statistics.mean(found[metric]) for found in by_method.values() if metric in found
+        )
+        for metric in metrics
     }
-    head = ["method", "steps", "learning rate", *METRICS.values()]
+    head = ["method", "steps", "learning rate", *metrics.values()]
     lines = [head, ["---"] * len(head)]
     for method, found in by_method.items():
         cells = [f"`{method}`", str(facts[method]["steps"]), f"{facts[method]['lr']:g}"]
-        for metric in METRICS:
+        for metric in metrics:
             if metric not in found:
                 cells.append("failed")
                 continue
             mean = statistics.mean(found[metric])
-            text = f"{mean:.3f}" if mean > best[metric] else f"**{mean:.3f}**"
+            text = f"{mean:.3f}" if mean != best[metric] else f"**{mean:.3f}**"
             spread = f" ± {statistics.stdev(found[metric]):.3f}" if len(found[metric]) > 1 else ""
             cells.append(text + spread)
         lines.append(cells)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def difference_table(rows: Sequence[Row], *, of: str) -> str:
+def difference_table(rows: Sequence[Row], metrics: Mapping[str, str] = METRICS, *, of: str) -> str:
     """Return the differences to each other method with their intervals."""
     by_method: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_method.setdefault(row[of], {})[row["metric"]] = row
-    head = ["minus", *METRICS.values()]
+    head = ["minus", *metrics.values()]
     lines = [head, ["---"] * len(head)]
     for method, found in by_method.items():
         cells = [f"`{method}`"]
-        for metric in METRICS:
+        for metric in metrics:
             row = found[metric]
             text = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
             cells.append(f"**{text}**" if row["low"] > 0 or row["high"] < 0 else text)
