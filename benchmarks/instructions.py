@@ -26,12 +26,13 @@ from typing import Any
 import torch
 from imitation import measure_imitation
 
+from ammd.conversations import render_prompt
 from ammd.distill import prepare as prepare_stage
 from ammd.distill.batches import TokenPair
 from ammd.distill.checkpoint import copy_in_dtype, end_token_ids, load_model, load_tokenizer
 from ammd.distill.device import choose_device
 from ammd.distill.policy import Policy
-from ammd.distill.prompts import Example, render_prompt, write_examples
+from ammd.distill.prompts import Example, write_examples
 from ammd.distill.rollout import Sampling, sample_responses
 from ammd.distill.settings import DistillSettings, WarmStart
 from ammd.distill.training import Training

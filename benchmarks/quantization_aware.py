@@ -112,7 +112,7 @@ def judge(
     work: Path, seed: int, folder: Path, *, trained: str, scheme: QuantizedScheme | None, prompts: int
 ) -> None:
     """Judge a student, or the file of a scheme that is made from it and the weights that it holds."""
-    from ammd.export.settings import Scheme
+    from ammd.export.schemes import Scheme
     from ammd.export.single_file import export_file
     from ammd.runtime import evaluate
     from ammd.runtime.artifact_ref import ArtifactRef

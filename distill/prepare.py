@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ammd.conversations import Conversation, read_conversations, render_prompt
 from ammd.errors import DataError
 from ammd.machine import check_free_disk
 
@@ -31,14 +32,7 @@ from .batches import TokenPair
 from .checkpoint import copy_in_dtype, load_model, load_tokenizer
 from .device import choose_device, describe_device, matrix_dtype
 from .policy import Policy
-from .prompts import (
-    Conversation,
-    Example,
-    check_lengths,
-    read_conversations,
-    render_prompt,
-    write_examples,
-)
+from .prompts import Example, check_lengths, write_examples
 from .settings import ModelStudent, PrepareSettings
 from .source import check_source, materialize
 from .student import check_student, size_warnings, write_student

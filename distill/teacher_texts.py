@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ammd.conversations import Conversation, encode_response
 from ammd.progress import progress
 
 from .batches import TokenPair, build_batch
 from .checkpoint import end_token_ids
 from .policy import Policy
-from .prompts import Conversation, encode_response
 from .rollout import Sampling, sample_responses
 from .settings import PrepareSettings
 from .teacher_states import TeacherStatesWriter

@@ -30,11 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ammd.conversations import encode_response, read_conversations, render_prompt
 from ammd.errors import DataError, DistillError
 
 from .alphabets import Alphabet
 from .byte_level_bpe import ByteLevelBpe, read_byte_level_bpe
-from .prompts import encode_response, read_conversations, render_prompt
 from .trimming import named_token_ids
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ class CheckpointFacts:
     parameters: int  # numbers stored; a tied head counts once
     embedding_weights: int  # numbers in the token embedding, vocabulary times hidden size
     tied_head: bool  # the output matrix is the embedding matrix
+    row_weights: Mapping[
+        str, int
+    ]  # length of the rows of each matrix, by tensor; embedding and head left out
 
 
 def read_checkpoint_facts(folder: Path) -> CheckpointFacts:
@@ -48,6 +52,11 @@ def read_checkpoint_facts(folder: Path) -> CheckpointFacts:
         parameters=sum(math.prod(entry["shape"]) for entry in tensors.values()),
         embedding_weights=int(config.get("vocab_size") or 0) * int(config.get("hidden_size") or 0),
         tied_head=tied,
+        row_weights={
+            name: int(entry["shape"][1])
+            for name, entry in tensors.items()
+            if len(entry["shape"]) == 2 and not name.endswith(("embed_tokens.weight", "lm_head.weight"))
+        },
     )
 
 

@@ -7,26 +7,17 @@ itself is read here, so that the report shows what was written, not what was mea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ammd.errors import ExportError
 
-# The type that stands in -> the type whose blocks did not fit (llama-quant.cpp, tensor_type_fallback).
-_STANDS_IN_FOR = {"Q5_0": "Q4_K", "Q5_1": "Q5_K", "Q8_0": "Q6_K"}
-# Scheme -> types that it means to use for matrices.
-_MEANT = {
-    "f16": frozenset({"F16"}),
-    "q8_0": frozenset({"Q8_0"}),
-    "q4_0": frozenset({"Q4_0", "Q6_K"}),
-    "q4_k_m": frozenset({"Q4_K", "Q5_K", "Q6_K"}),
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fallback:
-    """A matrix that is stored in another type than the scheme means."""
+    """A matrix that is stored in another type than was meant for it."""
 
     tensor: str
     asked: str  # GGUF type name
@@ -48,20 +39,37 @@ class GgufContents:
         return 8 * self.weight_bytes / self.weights
 
 
-def read_contents(path: Path, *, scheme: str) -> GgufContents:
-    """Read sizes and types of all tensors in a GGUF made for `scheme` (`f16`, `q8_0`, `q4_0` or `q4_k_m`).
+def read_contents(path: Path, *, meant: Mapping[str, str], head: str | None = None) -> GgufContents:
+    """Read sizes and types of all tensors in a GGUF.
+
+    Args:
+        path: The file.
+        meant: The type that the quantizer says it meant, by tensor, where it had to store another.
+        head: The type that is meant for the output matrix, or a tied embedding; for rows that it cannot hold the
+            quantizer takes Q8_0 without saying so.
 
     Raises:
         ExportError: The file is not a GGUF or holds no tensors.
     """
     tensors = _tensors(path)
+    asked = dict(meant)
+    names = {str(tensor.name) for tensor in tensors}
+    for tensor in tensors:
+        is_head = str(tensor.name) == ("output.weight" if "output.weight" in names else "token_embd.weight")
+        if head not in (None, "Q8_0") and is_head and tensor.tensor_type.name == "Q8_0":
+            asked.setdefault(str(tensor.name), str(head))
     return GgufContents(
         weights=sum(int(tensor.n_elements) for tensor in tensors),
         weight_bytes=sum(int(tensor.n_bytes) for tensor in tensors),
         fallbacks=tuple(
-            fallback
+            Fallback(
+                tensor=str(tensor.name),
+                asked=asked[str(tensor.name)],
+                stored=tensor.tensor_type.name,
+                row_weights=int(tensor.shape[0]),
+            )
             for tensor in tensors
-            if len(tensor.shape) > 1 and (fallback := _fallback(tensor, scheme)) is not None
+            if str(tensor.name) in asked
         ),
     )
 
@@ -85,16 +93,3 @@ def _tensors(path: Path) -> list[Any]:
     if not tensors:
         raise ExportError(f"`{path}` holds no tensors", path=str(path))
     return tensors
-
-
-def _fallback(tensor: Any, scheme: str) -> Fallback | None:
-    stored = tensor.tensor_type.name
-    meant = _MEANT[scheme]
-    if stored in meant:
-        return None
-    return Fallback(
-        tensor=str(tensor.name),
-        asked=_STANDS_IN_FOR.get(stored, min(meant)),  # F16 stands in where not even 32 divides the row
-        stored=stored,
-        row_weights=int(tensor.shape[0]),
-    )

@@ -1,21 +1,81 @@
-"""The child process that quantizes: `python -m ammd.export.gguf_quantizer SOURCE TARGET TYPE THREADS`."""
+"""The child process that quantizes: `python -m ammd.export.gguf_quantizer REQUEST`, a JSON object.
+
+llama.cpp says only in its log which matrices it stores in another type than it meant, so the log is read here and
+written beside the file as `TARGET.fallbacks.json`: the type that was meant, by tensor.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .imatrix import read_imatrix
+
+FALLBACKS_SUFFIX = ".fallbacks.json"
+_FALLBACK = re.compile(r"warning: (\S+)\s+- ncols\s+\d+ not divisible by\s+\d+ \(required for type\s+(\w+)\)")
+_TEXT_BYTES = 127  # of a value in llama.h's llama_model_kv_override
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Quantize the GGUF `SOURCE` to `TARGET` with llama.cpp and return its status; 0 is success."""
+    """Quantize the GGUF `source` to `target` with llama.cpp and return its status; 0 is success."""
     import llama_cpp
 
-    source, target, type_name, threads = arguments
+    request = json.loads(arguments[0])
+    log: list[str] = []
+
+    def keep(_level: int, text: bytes, _data: ctypes.c_void_p) -> None:
+        log.append(text.decode(errors="replace"))
+        sys.stderr.write(log[-1])
+
+    callback = llama_cpp.llama_log_callback(keep)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{type_name}")
-    params.nthread = int(threads)
-    return int(llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)))
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{request['file_type']}")
+    params.nthread = request["threads"]
+    held: list[Any] = []  # what the parameters only point to
+    if request["imatrix"] is not None:
+        _add_imatrix(params, Path(request["imatrix"]), held)
+    target = request["target"]
+    status = int(llama_cpp.llama_model_quantize(request["source"].encode(), target.encode(), params))
+    found = {name: kind.upper() for name, kind in _FALLBACK.findall("".join(log))}
+    Path(target + FALLBACKS_SUFFIX).write_text(json.dumps(found), encoding="utf-8")
+    return status
+
+
+def _add_imatrix(params: Any, path: Path, held: list[Any]) -> None:
+    """Point `params` to the matrix, and to what the file is to say of it."""
+    import llama_cpp
+
+    imatrix = read_imatrix(path)
+    entries = []
+    for name, mean in imatrix.means().items():
+        held.append(mean)
+        pointer = mean.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        entries.append(llama_cpp.llama_model_imatrix_data(name=name.encode(), data=pointer, size=mean.size))
+    entries.append(llama_cpp.llama_model_imatrix_data(name=None, data=None, size=0))
+    array = (llama_cpp.llama_model_imatrix_data * len(entries))(*entries)
+    facts: Mapping[str, str | int] = {
+        "quantize.imatrix.file": path.name,
+        "quantize.imatrix.dataset": " ".join(imatrix.datasets),
+        "quantize.imatrix.entries_count": len(imatrix.sums),
+        "quantize.imatrix.chunks_count": imatrix.chunks,
+    }
+    overrides = (llama_cpp.llama_model_kv_override * (len(facts) + 1))()  # the last one is empty
+    for override, (key, value) in zip(overrides, facts.items(), strict=False):
+        override.key = key.encode()
+        if isinstance(value, str):
+            override.tag = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_STR
+            override.value.val_str = value.encode()[:_TEXT_BYTES]
+        else:
+            override.tag = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT
+            override.value.val_i64 = value
+    held += [entries, array, overrides]
+    params.imatrix, params.kv_overrides = array, overrides
 
 
 if __name__ == "__main__":

@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from typing import Literal, Self
 
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ammd.settings import Settings
 
+from .schemes import DEFAULT_SCHEMES, Scheme, needs_imatrix
 
-class Scheme(StrEnum):
-    """A file format with its quantization; also the name of the artifact that it makes."""
 
-    GGUF_F16 = "gguf-f16"
-    GGUF_Q8_0 = "gguf-q8_0"
-    GGUF_Q4_0 = "gguf-q4_0"
-    GGUF_Q4_K_M = "gguf-q4_k_m"
-    ONNX_INT4 = "onnx-int4"
+class ImatrixSettings(Settings):
+    """Which inputs of each matrix matter, measured on text, so that quantizers round the others more."""
+
+    texts: tuple[str, ...] = ()
+    """Files to measure on: JSONL in the form of `prepare.prompts`, or plain text under any other name; absent takes
+    the texts that the student was trained on."""
+    max_tokens: int = Field(default=16384, ge=1)
+    """Read at most this many tokens, from the front."""
+
+
+class OnnxSettings(Settings):
+    """How onnxruntime-genai's builder quantizes for `onnx-int4` and `onnx-int8`."""
+
+    block_size: Literal[32, 64, 128] = 32
+    """Weights of a row that share a scale; more make a smaller file that is further from the student."""
+    algorithm: Literal["rtn", "k_quant"] = "rtn"
+    """`rtn` rounds to the nearest, `k_quant` searches each block's scale and takes twice the time."""
+    symmetric: bool = False
+    """Without zero points: a smaller file that is further from the student."""
+    accuracy_level: Literal[0, 1, 2, 3, 4] = 4
+    """Of activations in a product: 4 rounds them to int8, which is fastest on a CPU; 1 keeps float32; 0 leaves it to
+    the runtime."""
+    head: Literal["int8", "int4"] = "int8"
+    """Of the output matrix in `onnx-int4`, and of an embedding that is tied to it."""
+    sensitive_layers: Literal["int8", "int4"] = "int8"
+    """In `onnx-int4`, of the matrices that llama.cpp's Q4_K_M keeps finer as well."""
 
 
 class ExportSettings(Settings):
     """What the export stage makes."""
 
-    schemes: tuple[Scheme, ...] = tuple(Scheme)
+    schemes: tuple[Scheme, ...] = DEFAULT_SCHEMES
     """The files to make: at least one, each at most once."""
+    imatrix: ImatrixSettings | None = None
+    """Measure an importance matrix and quantize all GGUF files with it; an empty table takes the defaults, absent makes
+    none, and then the types that need one (IQ1, IQ2, IQ3_XXS, Q2_K_S) are refused."""
+
+    onnx: OnnxSettings = OnnxSettings()
+    """Of the ONNX files."""
 
     @field_validator("schemes")
     @classmethod
@@ -33,3 +59,11 @@ class ExportSettings(Settings):
         if len(set(schemes)) != len(schemes):
             raise ValueError("a scheme is named twice")
         return schemes
+
+    @model_validator(mode="after")
+    def _tiny_types_have_a_matrix(self) -> Self:
+        if self.imatrix is None and (needy := [scheme for scheme in self.schemes if needs_imatrix(scheme)]):
+            raise ValueError(
+                f"`{needy[0]}` cannot be made without an importance matrix, add an `imatrix` table"
+            )
+        return self

@@ -8,7 +8,8 @@ from typing import Any
 from ammd.artifact import remove_partial, replace, staging_folder
 from ammd.errors import ArtifactError
 
-from .settings import ExportSettings, Scheme
+from .schemes import Scheme
+from .settings import ExportSettings
 from .stage import ExportInputs, run
 
 

@@ -1,15 +1,16 @@
 """The export stage: a checkpoint becomes the files that phones run.
 
-    checkpoint ── llama.cpp's converter ──► student-f16.gguf ── llama.cpp's quantizer ──► student-q8_0.gguf
-        │                                                                                student-q4_0.gguf
-        │                                                                                student-q4_k_m.gguf
-        └──────── onnxruntime-genai's builder ──► onnx-int4/
+    checkpoint ── llama.cpp's converter ──► student-f16.gguf ── llama.cpp's quantizer ──► student-q8_0.gguf, …
+        │                                                              ▲
+        ├──────── hooks on texts ──► student-imatrix.gguf ─────────────┘
+        └──────── onnxruntime-genai's builder ──► onnx-int4/, …
 
 Each step is a child process with captured output. Room on the disk and in memory is checked before the first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,24 +22,30 @@ from ammd.progress import progress
 
 from .checkpoint_facts import CheckpointFacts, read_checkpoint_facts
 from .gguf_contents import read_contents
+from .imatrix import read_imatrix
+from .measure_imatrix import measure_imatrix
 from .quantize_gguf import quantize_gguf
-from .settings import ExportSettings, Scheme
-from .to_gguf import write_f16_gguf
-from .to_onnx import WEIGHTS, write_int4_onnx
+from .schemes import GGUF_SCHEMES, ONNX_SCHEMES, Scheme, mix_of
+from .settings import ExportSettings, ImatrixSettings
+from .to_gguf import write_gguf
+from .to_onnx import WEIGHTS, write_onnx
 
-_QUANTIZED = {Scheme.GGUF_Q8_0: "Q8_0", Scheme.GGUF_Q4_0: "Q4_0", Scheme.GGUF_Q4_K_M: "Q4_K_M"}
 # The most that one weight takes, fallbacks included, to estimate the room that is needed on the disk.
 _DISK_BYTES_PER_WEIGHT = {
+    Scheme.GGUF_F32: 4.0,
     Scheme.GGUF_F16: 2.0,
-    Scheme.GGUF_Q8_0: 1.07,
-    Scheme.GGUF_Q4_0: 1.07,
-    Scheme.GGUF_Q4_K_M: 1.07,
+    Scheme.GGUF_BF16: 2.0,
+    Scheme.ONNX_FP32: 4.0,
+    Scheme.ONNX_INT8: 1.2,
     Scheme.ONNX_INT4: 1.0,
 }
+_QUANTIZED_BYTES_PER_WEIGHT = 1.07  # Q8_0, which stands in for types that do not fit
 _TOKENIZER_BYTES = 16 << 20  # vocabulary and merges, in each file
 # Measured: the ONNX builder on 135 M weights peaks at 2.1 GB, of which 0.4 GB are libraries.
 _ONNX_MEMORY_BYTES_PER_WEIGHT, _GGUF_MEMORY_BYTES_PER_WEIGHT = 13, 4
+_IMATRIX_MEMORY_BYTES_PER_WEIGHT = 6  # the checkpoint in float32, with a batch of texts
 _LIBRARIES_BYTES = 400 << 20
+IMATRIX = "student-imatrix.gguf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +53,16 @@ class ExportInputs:
     """What the stage reads."""
 
     checkpoint: Path  # a folder with config.json, *.safetensors and tokenizer files
+    texts: Path | None = None  # JSONL to measure an importance matrix on, unless the settings name others
 
 
 def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[str, Any]:
     """Make the files of every scheme in `settings` below `folder`.
 
     Returns:
-        `{"artifacts": [...]}`: for each file its name, format, scheme, path (relative to `folder`), bytes,
-        sha256, bits per weight and the tensors that are not stored as asked.
+        `{"artifacts": [...], "imatrix": ...}`: for each file its name, format, scheme, path (relative to `folder`),
+        bytes, sha256, bits per weight and the tensors that are not stored as asked; of the importance matrix, if there
+        is one, path, sha256 and how many matrices and tokens it covers.
 
     Raises:
         ArtifactError: The checkpoint is incomplete or damaged, or the disk has too little room.
@@ -62,71 +71,115 @@ def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[st
     """
     facts = read_checkpoint_facts(inputs.checkpoint)
     check_free_disk(folder, need_bytes=estimate_disk_bytes(facts, settings.schemes), purpose="the export")
-    _check_memory(facts, settings.schemes)
+    _check_memory(facts, settings)
+    texts = _texts(inputs, settings.imatrix)
     f16 = folder / _file_name(Scheme.GGUF_F16)
     artifacts: list[dict[str, Any]] = []
+    imatrix: dict[str, Any] | None = None
     with progress("export", len(settings.schemes)) as report:
         for done, scheme in enumerate(settings.schemes):
             report(done, scheme.value)
             target = folder / _file_name(scheme)
-            _write(scheme, inputs.checkpoint, f16=f16, target=target)
-            artifacts.append(_describe(scheme, target, facts))
+            meant: Mapping[str, str] = {}
+            if scheme in ONNX_SCHEMES:
+                precision = scheme.type_name
+                write_onnx(inputs.checkpoint, target, precision=precision, settings=settings.onnx)
+            elif (mix := mix_of(scheme)) is None:
+                _convert(inputs.checkpoint, target, scheme)
+            else:
+                if not f16.exists():
+                    _convert(inputs.checkpoint, f16, Scheme.GGUF_F16)
+                if settings.imatrix and imatrix is None:
+                    report(done, "imatrix")
+                    imatrix = _measure(
+                        inputs.checkpoint,
+                        folder / IMATRIX,
+                        f16=f16,
+                        texts=texts,
+                        max_tokens=settings.imatrix.max_tokens,
+                    )
+                    report(done, scheme.value)
+                matrix = folder / IMATRIX if imatrix else None
+                meant = quantize_gguf(f16, target, type_name=mix.file_type, imatrix=matrix)
+            artifacts.append(_describe(scheme, target, facts, meant=meant))
         report(len(settings.schemes))
     if Scheme.GGUF_F16 not in settings.schemes:
         f16.unlink(missing_ok=True)  # it was only the quantizer's source
-    return {"artifacts": artifacts}
+    return {"artifacts": artifacts, "imatrix": imatrix}
 
 
 def estimate_disk_bytes(facts: CheckpointFacts, schemes: tuple[Scheme, ...]) -> int:
     """Return the most that the files of `schemes` can take, the quantizer's F16 source included."""
     written = set(schemes)
-    if written & _QUANTIZED.keys():
+    if any(mix_of(scheme) for scheme in schemes):
         written.add(Scheme.GGUF_F16)
-    weights = sum(_DISK_BYTES_PER_WEIGHT[scheme] for scheme in written) * facts.parameters
-    if Scheme.ONNX_INT4 in written and not facts.tied_head:
-        weights += 4 * facts.embedding_weights  # an embedding of its own stays float32
+    each = (_DISK_BYTES_PER_WEIGHT.get(scheme, _QUANTIZED_BYTES_PER_WEIGHT) for scheme in written)
+    weights = sum(each) * facts.parameters
+    if not facts.tied_head:  # an embedding of its own stays float32
+        weights += 4 * facts.embedding_weights * len(written & {Scheme.ONNX_INT4, Scheme.ONNX_INT8})
     return int(weights) + len(written) * _TOKENIZER_BYTES
 
 
-def _check_memory(facts: CheckpointFacts, schemes: tuple[Scheme, ...]) -> None:
-    each = _ONNX_MEMORY_BYTES_PER_WEIGHT if Scheme.ONNX_INT4 in schemes else _GGUF_MEMORY_BYTES_PER_WEIGHT
+def _check_memory(facts: CheckpointFacts, settings: ExportSettings) -> None:
+    each = _GGUF_MEMORY_BYTES_PER_WEIGHT if settings.imatrix is None else _IMATRIX_MEMORY_BYTES_PER_WEIGHT
+    if set(settings.schemes) & set(ONNX_SCHEMES):
+        each = _ONNX_MEMORY_BYTES_PER_WEIGHT
     need = _LIBRARIES_BYTES + each * facts.parameters
     free = available_memory_bytes()
     if free < need:
         raise ExportError(
             f"the export needs about {need / 2**20:.0f} MiB of memory, {free / 2**20:.0f} MiB are available",
-            hint="close other programs, or leave out `onnx-int4`, which needs most of it",
+            hint="close other programs, or leave out the `onnx` schemes, which need most of it",
             expected=need,
             found=free,
         )
 
 
 def _file_name(scheme: Scheme) -> str:
-    return scheme.value if scheme is Scheme.ONNX_INT4 else f"student-{_type_name(scheme)}.gguf"
+    return f"student-{scheme.type_name}.gguf" if scheme in GGUF_SCHEMES else scheme.value
 
 
-def _type_name(scheme: Scheme) -> str:
-    return scheme.value.partition("-")[2]
+def _convert(checkpoint: Path, target: Path, scheme: Scheme) -> None:
+    if not target.exists():  # F16 may be there already, as the quantizer's source
+        write_gguf(checkpoint, target, name=checkpoint.resolve().name, type_name=scheme.type_name)
 
 
-def _write(scheme: Scheme, checkpoint: Path, *, f16: Path, target: Path) -> None:
-    if scheme is Scheme.ONNX_INT4:
-        write_int4_onnx(checkpoint, target)
-        return
-    if not f16.exists():
-        write_f16_gguf(checkpoint, f16, name=checkpoint.resolve().name)
-    if scheme in _QUANTIZED:
-        quantize_gguf(f16, target, type_name=_QUANTIZED[scheme])
+def _texts(inputs: ExportInputs, settings: ImatrixSettings | None) -> list[Path]:
+    """Return what an importance matrix is measured on; nothing where none is wanted."""
+    if settings is None:
+        return []
+    texts = [Path(text) for text in settings.texts] or [path for path in [inputs.texts] if path]
+    if not texts:
+        raise ExportError(
+            "there are no texts to measure an importance matrix on", hint="name some in `imatrix.texts`"
+        )
+    return texts
 
 
-def _describe(scheme: Scheme, target: Path, facts: CheckpointFacts) -> dict[str, Any]:
-    if scheme is Scheme.ONNX_INT4:
+def _measure(
+    checkpoint: Path, target: Path, *, f16: Path, texts: Sequence[Path], max_tokens: int
+) -> dict[str, Any]:
+    measure_imatrix(checkpoint, target, gguf=f16, texts=texts, max_tokens=max_tokens)
+    imatrix = read_imatrix(target)
+    return {
+        "path": target.name,
+        "sha256": hash_file(target),
+        "matrices": len(imatrix.sums),
+        "tokens": int(max(count.max() for count in imatrix.tokens.values())),
+        "datasets": list(imatrix.datasets),
+    }
+
+
+def _describe(
+    scheme: Scheme, target: Path, facts: CheckpointFacts, *, meant: Mapping[str, str]
+) -> dict[str, Any]:
+    if scheme in ONNX_SCHEMES:
         files = list_files(target)
         sizes = {record.path: record.bytes for record in files}
         return {
             "name": scheme.value,
             "format": "onnx-genai",
-            "scheme": "int4",
+            "scheme": scheme.type_name,
             "path": target.name,
             "bytes": sum(sizes.values()),
             "sha256": hash_records(files),
@@ -134,11 +187,12 @@ def _describe(scheme: Scheme, target: Path, facts: CheckpointFacts) -> dict[str,
             "bits_per_weight": 8 * sizes[WEIGHTS] / facts.parameters,
             "fallbacks": [],
         }
-    contents = read_contents(target, scheme=_type_name(scheme))
+    mix = mix_of(scheme)
+    contents = read_contents(target, meant=meant, head=mix.head if mix else None)
     return {
         "name": scheme.value,
         "format": "gguf",
-        "scheme": _type_name(scheme),
+        "scheme": scheme.type_name,
         "path": target.name,
         "bytes": target.stat().st_size,
         "sha256": hash_file(target),

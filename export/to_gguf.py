@@ -1,7 +1,7 @@
-"""Checkpoint to F16 GGUF with llama.cpp's own converter.
+"""Checkpoint to F16, BF16 or F32 GGUF with llama.cpp's own converter.
 
 The converter knows every architecture's tensor names, permutations and tokenizer keys, and it is what users
-compare with; writing a second one would only add a second opinion. Matrices become F16, vectors stay F32.
+compare with; writing a second one would only add a second opinion. Vectors stay F32.
 The same checkpoint gives the same bytes: the child's hash seed is fixed (`captured`), and the name that is
 written into the file is given by the caller.
 """
@@ -17,20 +17,21 @@ from .gguf_contents import read_matrices
 from .llama_source import source_tree
 
 
-def write_f16_gguf(checkpoint: Path, target: Path, *, name: str) -> None:
-    """Convert a checkpoint folder to a GGUF with F16 matrices.
+def write_gguf(checkpoint: Path, target: Path, *, name: str, type_name: str = "f16") -> None:
+    """Convert a checkpoint folder to a GGUF.
 
     Args:
         checkpoint: A folder that transformers can load.
         target: The file to write.
         name: The model's name inside the file.
+        type_name: Of the matrices: `f16`, `bf16` or `f32`.
 
     Raises:
         FetchError: llama.cpp's source cannot be had.
         ExportError: The converter does not know the architecture or tokenizer, or a weight does not fit F16.
     """
     tree = source_tree()
-    options = ["--outtype", "f16", "--outfile", str(target), "--model-name", name]
+    options = ["--outtype", type_name, "--outfile", str(target), "--model-name", name]
     run_module(
         "ammd.export.gguf_converter",
         [str(tree), str(checkpoint), *options],

@@ -1,7 +1,7 @@
-"""Checkpoint to int4 ONNX with onnxruntime-genai's builder: a folder that genai opens by itself.
+"""Checkpoint to ONNX with onnxruntime-genai's builder: a folder that genai opens by itself.
 
 The builder writes a graph with grouped-query attention and a key-value cache in place, and the configuration
-that goes with it. Weights are int4 in blocks of 32, products are summed over int8 activations (accuracy level
+that goes with it. Quantized weights lie in blocks of 32, products are summed over int8 activations (accuracy level
 4): the fast path of a CPU without a GPU beside it. `genai_config` then mends what the builder leaves open.
 """
 
@@ -15,8 +15,10 @@ from pathlib import Path
 from ammd.errors import ExportError
 
 from .captured import run_module
-from .checkpoint_facts import read_json
+from .checkpoint_facts import read_checkpoint_facts, read_json
 from .genai_config import mend_genai_folder
+from .settings import OnnxSettings
+from .shared_embedding import share_embedding
 
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
@@ -30,49 +32,44 @@ WEIGHTS = "model.onnx.data"
 #     the same with k_quant, twice the time to build         117 MB   0.182
 #     the chosen one in blocks of 16, a fifth slower         137 MB   0.147
 # Sensitive layers are those that llama.cpp's Q4_K_M keeps finer as well. The tied embedding is stored once.
-_OPTIONS = (
-    "block_size=32",
-    "accuracy_level=4",
-    "algo_config=rtn",
-    "is_symmetric=false",
-    "matmul_mixed_precision=last_matmul:int8,mixed_layers:int8",
-    "hf_token=false",
-)
+
 # Builders before 0.18 have other names (some accepted later, but not obeyed) and tie the embedding to an int8
 # head wrongly: 0.14 reads it at 1.32 nats, or stores it twice in 230 MB. Asymmetric int4 is right: 0.346.
-_OLD_OPTIONS = (
-    "int4_block_size=32",
-    "int4_accuracy_level=4",
-    "int4_algo_config=rtn",
-    "int4_is_symmetric=false",
-    "hf_token=false",
-)
 _FIRST_WITH_NEW_OPTIONS = (0, 18)
 _FIRST_TRANSFORMERS_WITH_ROPE_PARAMETERS = (5,)
 
 
-def write_int4_onnx(checkpoint: Path, folder: Path) -> None:
-    """Build an int4 ONNX model with its genai configuration and tokenizer files.
+def write_onnx(
+    checkpoint: Path, folder: Path, *, precision: str = "int4", settings: OnnxSettings | None = None
+) -> None:
+    """Build an ONNX model with its genai configuration and tokenizer files.
 
     Args:
         checkpoint: A folder that transformers can load.
         folder: The folder to write; it is created.
+        precision: Of the weights: `fp32`, `int8` or `int4`.
+        settings: How to quantize; absent stands for the defaults.
 
     Raises:
         ExportError: The builder does not know the architecture or fails, its output is incomplete, or the
             installed transformers would misread the checkpoint.
     """
     _check_rope(checkpoint)
+    if precision == "int4":
+        _check_blocks(checkpoint, settings or OnnxSettings())
+    options = builder_options(precision, settings or OnnxSettings())
     with tempfile.TemporaryDirectory(prefix="ammd-onnx-", dir=folder.parent) as scratch:
         paths = ["-i", str(checkpoint), "-o", str(folder), "-c", scratch]
         run_module(
             "onnxruntime_genai.models.builder",
-            [*paths, "-p", "int4", "-e", "cpu", "--extra_options", *_builder_options()],
+            [*paths, "-p", precision, "-e", "cpu", "--extra_options", *options],
             task=f"build an ONNX model from `{checkpoint}`",
         )
     for name in (GRAPH, WEIGHTS, "genai_config.json"):
         if not (folder / name).is_file():
             raise ExportError(f"the ONNX builder wrote no `{name}`", path=str(folder))
+    if precision == "int8":
+        share_embedding(folder / GRAPH, folder / WEIGHTS)
     mend_genai_folder(folder, checkpoint)
 
 
@@ -88,9 +85,48 @@ def _check_rope(checkpoint: Path) -> None:
         )
 
 
-def _builder_options() -> tuple[str, ...]:
+def _check_blocks(checkpoint: Path, settings: OnnxSettings) -> None:
+    """Refuse rows of an odd number of blocks: zero points of two blocks share a byte, and onnxruntime fails there."""
+    if settings.symmetric and settings.algorithm == "rtn":
+        return  # no zero points
+    size = settings.block_size
+    for name, weights in read_checkpoint_facts(checkpoint).row_weights.items():
+        if -(-weights // size) % 2:
+            raise ExportError(
+                f"`onnx-int4` in blocks of {size} cannot hold `{name}`: its rows of {weights} weights have an odd "
+                "number of blocks",
+                hint="set `export.onnx.block_size` to one that gives an even number, or `export.onnx.symmetric = true`",
+                tensor=name,
+            )
+
+
+def builder_options(precision: str, settings: OnnxSettings) -> tuple[str, ...]:
+    """Return the builder's options, as `KEY=VALUE`.
+
+    Raises:
+        ExportError: The installed builder cannot quantize so.
+    """
+    if precision not in ("int4", "int8"):
+        return ("hf_token=false",)
     is_new = _release("onnxruntime-genai") >= _FIRST_WITH_NEW_OPTIONS
-    return _OPTIONS if is_new else _OLD_OPTIONS
+    if not is_new and precision == "int8":
+        raise ExportError(
+            f"onnxruntime-genai {importlib.metadata.version('onnxruntime-genai')} cannot build `onnx-int8`",
+            hint="install onnxruntime-genai 0.18 or later, or leave the scheme out",
+        )
+    prefix = "" if is_new else "int4_"
+    options = [
+        f"{prefix}block_size={settings.block_size}",
+        f"{prefix}accuracy_level={settings.accuracy_level}",
+        f"{prefix}algo_config={settings.algorithm}",
+        f"{prefix}is_symmetric={str(settings.symmetric).lower()}",
+        "hf_token=false",
+    ]
+    finer = {"last_matmul": settings.head, "mixed_layers": settings.sensitive_layers}
+    mixed = [f"{group}:int8" for group, kind in finer.items() if kind == "int8"]
+    if is_new and precision == "int4" and mixed:
+        options.append(f"matmul_mixed_precision={','.join(mixed)}")
+    return tuple(options)
 
 
 def _release(library: str) -> tuple[int, ...]:

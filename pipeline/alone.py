@@ -33,8 +33,10 @@ def measure(stage: str, *, settings: Settings, inputs: Mapping[str, Any]) -> dic
     return {"schema": f"ammd.{stage}/1", **_costs(outcome), **outcome.results}
 
 
-def export_to(folder: Path, *, checkpoint: Path, settings: Settings, force: bool) -> dict[str, Any]:
-    """Export a checkpoint into `folder` and return what was written.
+def export_to(
+    folder: Path, *, checkpoint: Path, texts: Path | None, settings: Settings, force: bool
+) -> dict[str, Any]:
+    """Export a checkpoint into `folder` and return what was written; `texts` are those it was trained on, if known.
 
     Raises:
         ArtifactError: There is no such checkpoint, or `folder` is there already and `force` is not given.
@@ -58,9 +60,8 @@ def export_to(folder: Path, *, checkpoint: Path, settings: Settings, force: bool
         )
     stage = STAGES["export"]
     with staging_folder(folder) as staging:
-        outcome = run_in_child(
-            stage, inputs={"checkpoint": str(checkpoint.resolve())}, settings=settings, folder=staging
-        )
+        paths = {"checkpoint": str(checkpoint.resolve())} | ({"texts": str(texts)} if texts else {})
+        outcome = run_in_child(stage, inputs=paths, settings=settings, folder=staging)
         document = settings.model_dump(mode="json")
         inputs = {"checkpoint": hash_records(list_files(checkpoint))}
         manifest = Manifest(

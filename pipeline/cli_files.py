@@ -33,13 +33,16 @@ def export(
     """
     from ammd.export.settings import ExportSettings
 
-    from .alone import export_to
+    from .alone import export_to, find_in_run
     from .recipe import load_section
     from .table import files_table
 
     settings = load_section(ExportSettings, overrides)
     folder = out or checkpoint.with_name(f"{checkpoint.name}-export")
-    document = export_to(folder, checkpoint=checkpoint, settings=settings, force=force)
+    texts = None
+    if settings.imatrix and not settings.imatrix.texts:
+        texts = find_in_run(checkpoint, "prepare/train.jsonl", option="--set imatrix.texts=[...]")
+    document = export_to(folder, checkpoint=checkpoint, texts=texts, settings=settings, force=force)
     emit(document, lambda: [files_table(document)], as_json=as_json)
     click.echo(document["path"], err=True)
 

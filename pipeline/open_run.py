@@ -142,9 +142,10 @@ def _localize(section: str, settings: Settings) -> tuple[Settings, dict[str, Any
     for path in SOURCES:
         if path[0] == section:
             _pin_source(keyed, path[1:])
-    if section == TEXTS[0] and (vocabulary := keyed[TEXTS[1]]):
-        texts = map(Path, vocabulary[TEXTS[2]])  # how one is read hangs on its suffix
-        vocabulary[TEXTS[2]] = [f"sha256:{hash_file(text)}{text.suffix}" for text in texts]
+    for name, table, key in TEXTS:
+        if section == name and (found := keyed[table]):
+            texts = map(Path, found[key])  # how one is read hangs on its suffix
+            found[key] = [f"sha256:{hash_file(text)}{text.suffix}" for text in texts]
     return type(settings).model_validate(given), keyed
 
 

@@ -35,7 +35,7 @@ DATA_FILES: Mapping[tuple[str, ...], str] = {
     ("prepare", "prompts"): "quickstart_train.jsonl",
     ("prepare", "heldout"): "quickstart_heldout.jsonl",
 }
-TEXTS = ("prepare", "vocabulary", "texts")  # a key with a list of data files
+TEXTS = (("prepare", "vocabulary", "texts"), ("export", "imatrix", "texts"))  # keys with lists of data files
 _Section = TypeVar("_Section", bound=Settings)
 _SEEDED = ("prepare", "distill", "evaluate")  # sections that draw random numbers
 
@@ -204,8 +204,11 @@ def _resolve_paths(document: dict[str, Any], folder: Path) -> None:
         value = _get(document, path)
         if isinstance(value, str) and value and not value.startswith(("hub:", "pypi:", BUILTIN)):
             _put(document, path, _absolute(value, folder))
-    if isinstance(texts := _get(document, TEXTS), list):
-        _put(document, TEXTS, [_absolute(text, folder) if isinstance(text, str) else text for text in texts])
+    for path in TEXTS:
+        if isinstance(texts := _get(document, path), list):
+            _put(
+                document, path, [_absolute(text, folder) if isinstance(text, str) else text for text in texts]
+            )
 
 
 def _absolute(path: str, folder: Path) -> str:
@@ -239,8 +242,9 @@ def _find_missing_files(document: dict[str, Any]) -> list[Fault]:
         value = _get(document, path)
         if isinstance(value, str) and not data_file(value, path).is_file():
             faults.append(Fault(path=path, value=value, text="there is no such file"))
-    texts = _get(document, TEXTS)
-    for text in texts if isinstance(texts, list) else ():
-        if isinstance(text, str) and not Path(text).is_file():
-            faults.append(Fault(path=TEXTS, value=text, text="there is no such file"))
+    for path in TEXTS:
+        texts = _get(document, path)
+        for text in texts if isinstance(texts, list) else ():
+            if isinstance(text, str) and not Path(text).is_file():
+                faults.append(Fault(path=path, value=text, text="there is no such file"))
     return faults

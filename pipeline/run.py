@@ -47,7 +47,7 @@ def run_recipe(
 
         teacher, student = prepared.part("teacher"), distilled.part("student")
         heldout = prepared.part("heldout.jsonl")
-        exported = run.stage("export", recipe.export, checkpoint=student)
+        exported = run.stage("export", recipe.export, checkpoint=student, texts=prepared.part("train.jsonl"))
         files = exported_files(exported)
         run.stage("verify", recipe.verify, checkpoint=student, heldout=heldout, artifacts=files)
 

@@ -32,7 +32,16 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
 
 
-def build_tiny_checkpoint(folder: Path, *, layers: int = 4, seed: int = 0) -> Path:
+@pytest.fixture(scope="session")
+def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with rows of 256 weights, which every quantized type can hold."""
+    folder = tmp_path_factory.mktemp("wide") / "checkpoint"
+    return build_tiny_checkpoint(folder, layers=2, hidden_size=256, intermediate_size=256)
+
+
+def build_tiny_checkpoint(
+    folder: Path, *, layers: int = 4, seed: int = 0, hidden_size: int = 64, intermediate_size: int = 128
+) -> Path:
     """Write a random llama with the shape of a real one: tied head, GQA, chat template, end token."""
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -63,8 +72,8 @@ def build_tiny_checkpoint(folder: Path, *, layers: int = 4, seed: int = 0) -> Pa
     tokenizer.chat_template = CHAT_TEMPLATE
     config = LlamaConfig(
         vocab_size=len(vocabulary) + 3,  # padded rows, as real models have
-        hidden_size=64,
-        intermediate_size=128,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,

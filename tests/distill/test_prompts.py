@@ -7,16 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ammd.conversations import encode_response, read_conversations, render_prompt
 from ammd.distill.checkpoint import load_tokenizer
-from ammd.distill.prompts import (
-    Example,
-    check_lengths,
-    encode_response,
-    read_conversations,
-    read_examples,
-    render_prompt,
-    write_examples,
-)
+from ammd.distill.prompts import Example, check_lengths, read_examples, write_examples
 from ammd.errors import DataError
 
 

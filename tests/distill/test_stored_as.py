@@ -25,9 +25,9 @@ from ammd.errors import DistillError
 from ammd.export import to_onnx
 from ammd.export.gguf_contents import read_matrices
 from ammd.export.quantize_gguf import quantize_gguf
-from ammd.export.settings import Scheme
-from ammd.export.to_gguf import write_f16_gguf
-from ammd.export.to_onnx import write_int4_onnx
+from ammd.export.schemes import Scheme
+from ammd.export.to_gguf import write_gguf
+from ammd.export.to_onnx import write_onnx
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +100,7 @@ def rounded(student, scheme: str) -> dict[str, torch.Tensor]:
 @pytest.mark.real
 @pytest.mark.parametrize("scheme", ["gguf-q8_0", "gguf-q4_0"])
 def test_a_gguf_holds_what_training_rounds_to(student: Student, tmp_path: Path, scheme: str) -> None:
-    write_f16_gguf(student.folder, tmp_path / "f16.gguf", name="tiny")
+    write_gguf(student.folder, tmp_path / "f16.gguf", name="tiny")
     quantize_gguf(tmp_path / "f16.gguf", tmp_path / "q.gguf", type_name=scheme.removeprefix("gguf-").upper())
     save_gguf_as_checkpoint(tmp_path / "q.gguf", tmp_path / "read")
     held = dict(load_model(tmp_path / "read", dtype=torch.float32).named_parameters())
@@ -117,7 +117,7 @@ def test_a_gguf_holds_what_training_rounds_to(student: Student, tmp_path: Path, 
     to_onnx._builder_options() is to_onnx._OLD_OPTIONS, reason="an older builder stores another mix"
 )
 def test_an_onnx_model_holds_what_training_rounds_to(student: Student, tmp_path: Path) -> None:
-    write_int4_onnx(student.folder, tmp_path / "onnx")
+    write_onnx(student.folder, tmp_path / "onnx")
     held, bits = read_nbits(tmp_path / "onnx" / "model.onnx")
     expected = rounded(student.model, "onnx-int4")
     head = "model.embed_tokens.weight" if student.model.config.tie_word_embeddings else "lm_head.weight"

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from ammd.artifact import hash_file
+from ammd.conversations import render_prompt
 from ammd.distill import device, prepare, stage
 from ammd.distill.batches import build_batch
 from ammd.distill.checkpoint import load_model, load_tokenizer
 from ammd.distill.policy import Policy
-from ammd.distill.prompts import Example, read_examples, render_prompt
+from ammd.distill.prompts import Example, read_examples
 from ammd.distill.settings import DepthStudent, DistillSettings, ModelStudent, PrepareSettings
 from ammd.distill.teacher_states import TeacherStates
 from ammd.errors import DataError, TokenizerMismatchError

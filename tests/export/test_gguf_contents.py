@@ -27,43 +27,33 @@ def _write(path: Path, types: dict[str, GGMLQuantizationType], *, row: int = 64)
 
 
 def test_bits_per_weight_count_every_tensor(tmp_path: Path) -> None:
-    contents = read_contents(_write(tmp_path / "a.gguf", {"m": GGMLQuantizationType.Q8_0}), scheme="q8_0")
+    contents = read_contents(_write(tmp_path / "a.gguf", {"m": GGMLQuantizationType.Q8_0}), meant={})
     assert contents.weights == 64 + 8 * 64
     assert contents.weight_bytes == 64 * 4 + 8 * 64 * 34 // 32  # Q8_0: 32 bytes and a half-float a block
     assert contents.bits_per_weight == 8 * contents.weight_bytes / contents.weights
 
 
-def test_types_that_stand_in_are_named_with_what_was_asked(tmp_path: Path) -> None:
+def test_tensors_that_are_stored_otherwise_are_named_with_what_was_meant(tmp_path: Path) -> None:
     types = {"a": GGMLQuantizationType.Q5_0, "b": GGMLQuantizationType.Q8_0, "c": GGMLQuantizationType.F16}
-    found = read_contents(_write(tmp_path / "a.gguf", types), scheme="q4_k_m").fallbacks
-    assert found == (
+    path = _write(tmp_path / "a.gguf", types)
+    assert read_contents(path, meant={"a": "Q4_K", "c": "Q8_0"}).fallbacks == (
         Fallback(tensor="a", asked="Q4_K", stored="Q5_0", row_weights=64),
-        Fallback(tensor="b", asked="Q6_K", stored="Q8_0", row_weights=64),
-        Fallback(tensor="c", asked="Q4_K", stored="F16", row_weights=64),
+        Fallback(tensor="c", asked="Q8_0", stored="F16", row_weights=64),
     )
+    assert read_contents(path, meant={}).fallbacks == ()
 
 
-def test_matrix_that_q8_0_cannot_hold_is_named(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.gguf", {"a": GGMLQuantizationType.F16}, row=33)
-    assert read_contents(path, scheme="q8_0").fallbacks == (
-        Fallback(tensor="a", asked="Q8_0", stored="F16", row_weights=33),
-    )
+@pytest.mark.parametrize("name", ["token_embd.weight", "output.weight"])
+def test_a_head_that_is_silently_finer_is_named(tmp_path: Path, name: str) -> None:
+    types = {"token_embd.weight": GGMLQuantizationType.Q8_0, name: GGMLQuantizationType.Q8_0}
+    path = _write(tmp_path / "a.gguf", types)
+    (head,) = read_contents(path, meant={}, head="Q6_K").fallbacks
+    assert head == Fallback(tensor=name, asked="Q6_K", stored="Q8_0", row_weights=64)
+    assert read_contents(path, meant={}, head="Q8_0").fallbacks == ()  # it is what was meant
 
 
-def test_a_q4_0_file_may_keep_its_head_finer(tmp_path: Path) -> None:
-    types = {"a": GGMLQuantizationType.Q4_0, "b": GGMLQuantizationType.Q8_0, "c": GGMLQuantizationType.F16}
-    assert read_contents(_write(tmp_path / "a.gguf", types), scheme="q4_0").fallbacks == (
-        Fallback(tensor="b", asked="Q6_K", stored="Q8_0", row_weights=64),
-        Fallback(tensor="c", asked="Q4_0", stored="F16", row_weights=64),
-    )
-
-
-@pytest.mark.parametrize(("kind", "scheme"), [("F16", "f16"), ("Q8_0", "q8_0"), ("Q4_0", "q4_0")])
-def test_file_as_asked_has_no_fallback_and_vectors_do_not_count(
-    tmp_path: Path, kind: str, scheme: str
-) -> None:
-    path = _write(tmp_path / "a.gguf", {"a": GGMLQuantizationType[kind]})
-    assert read_contents(path, scheme=scheme).fallbacks == ()
+def test_only_matrices_are_read_as_such(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.gguf", {"a": GGMLQuantizationType.F16})
     assert [tensor.name for tensor in read_matrices(path)] == ["a"]
 
 
@@ -71,7 +61,7 @@ def test_file_as_asked_has_no_fallback_and_vectors_do_not_count(
 def test_file_that_is_no_gguf_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.gguf").write_bytes(data)
     with pytest.raises(ExportError, match="cannot be read as GGUF"):
-        read_contents(tmp_path / "a.gguf", scheme="f16")
+        read_contents(tmp_path / "a.gguf", meant={})
 
 
 def test_file_without_tensors_is_refused(tmp_path: Path) -> None:
@@ -81,4 +71,4 @@ def test_file_without_tensors_is_refused(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(ExportError, match="holds no tensors"):
-        read_contents(tmp_path / "a.gguf", scheme="f16")
+        read_contents(tmp_path / "a.gguf", meant={})

@@ -3,11 +3,29 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from ammd.export.settings import ExportSettings, Scheme
+from ammd.export.schemes import GGUF_SCHEMES, Scheme, mix_of, needs_imatrix
+from ammd.export.settings import ExportSettings
 
 
-def test_default_is_every_scheme() -> None:
-    assert ExportSettings().schemes == tuple(Scheme)
+def test_every_gguf_type_of_the_pinned_llama_cpp_has_a_name() -> None:
+    import llama_cpp
+
+    for scheme in GGUF_SCHEMES:
+        if mix := mix_of(scheme):
+            assert hasattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{mix.file_type}"), scheme
+
+
+@pytest.mark.parametrize("scheme", ["gguf-iq2_xs", "gguf-iq1_s", "gguf-iq3_xxs", "gguf-q2_k_s"])
+def test_types_that_llama_cpp_refuses_without_a_matrix_are_refused(scheme: str) -> None:
+    with pytest.raises(ValidationError, match=f"`{scheme}` cannot be made without an importance matrix"):
+        ExportSettings.model_validate({"schemes": [scheme]})
+    assert ExportSettings.model_validate({"schemes": [scheme], "imatrix": {}}).imatrix is not None
+
+
+def test_others_do_not_need_one() -> None:
+    others = [scheme for scheme in Scheme if not needs_imatrix(scheme)]
+    assert ExportSettings.model_validate({"schemes": others}).imatrix is None
+    assert Scheme.GGUF_IQ3_XS in others
 
 
 def test_unknown_scheme_is_refused_with_the_valid_ones() -> None:

@@ -7,13 +7,15 @@ from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ammd.artifact import hash_file, hash_records, list_files
 from ammd.errors import ArtifactError, ExportError
 from ammd.export import single_file, stage
 from ammd.export.checkpoint_facts import read_checkpoint_facts
-from ammd.export.settings import ExportSettings, Scheme
+from ammd.export.schemes import DEFAULT_SCHEMES, GGUF_SCHEMES, Scheme, mix_of
+from ammd.export.settings import ExportSettings, ImatrixSettings
 from ammd.export.single_file import export_file
 from ammd.export.stage import ExportInputs, run
 
@@ -27,7 +29,7 @@ FILES = {
 
 
 def _run(checkpoint: Path, folder: Path, *schemes: Scheme) -> list[dict[str, Any]]:
-    settings = ExportSettings(schemes=schemes or tuple(Scheme))
+    settings = ExportSettings(schemes=schemes or DEFAULT_SCHEMES)
     results = run(ExportInputs(checkpoint=checkpoint), settings, folder)
     assert json.loads(json.dumps(results)) == results
     artifacts: list[dict[str, Any]] = results["artifacts"]
@@ -61,6 +63,59 @@ def test_every_scheme_is_made_and_described(tiny_checkpoint: Path, tmp_path: Pat
 
 
 @pytest.mark.real
+def test_every_gguf_type_is_made_and_opens_where_rows_fit(wide_checkpoint: Path, tmp_path: Path) -> None:
+    """With an importance matrix all of llama.cpp's types; each at its own size, and llama.cpp reads it."""
+    from gguf import GGUFReader
+
+    from ammd.runtime.engine import open_engine
+
+    (tmp_path / "texts.txt").write_text("the cat in a hat. " * 200)
+    settings = ExportSettings(
+        schemes=GGUF_SCHEMES, imatrix=ImatrixSettings(texts=(str(tmp_path / "texts.txt"),), max_tokens=1024)
+    )
+    folder = tmp_path / "files"
+    folder.mkdir()
+    results = run(ExportInputs(checkpoint=wide_checkpoint), settings, folder)
+    assert [entry["name"] for entry in results["artifacts"]] == [scheme.value for scheme in GGUF_SCHEMES]
+    assert results["imatrix"]["path"] == "student-imatrix.gguf"
+    assert results["imatrix"]["matrices"] == 2 * 7
+    assert results["imatrix"]["tokens"] == 1024
+    for scheme, entry in zip(GGUF_SCHEMES, results["artifacts"], strict=True):
+        assert entry["fallbacks"] == [], scheme
+        mix = mix_of(scheme)
+        reader = GGUFReader(folder / entry["path"])
+        head = next(tensor for tensor in reader.tensors if tensor.name == "token_embd.weight")
+        assert head.tensor_type.name == (mix.head if mix else scheme.type_name.upper())
+        assert ("quantize.imatrix.file" in reader.fields) == (mix is not None)
+        with open_engine(folder / entry["path"], threads=1, context_tokens=16) as engine:
+            assert np.isfinite(engine.prefill([1, 20, 30])).all()
+    bits = {entry["name"]: entry["bits_per_weight"] for entry in results["artifacts"]}
+    order = [
+        "f32",
+        "bf16",
+        "q8_0",
+        "q6_k",
+        "q5_k_m",
+        "q5_k_s",
+        "q4_k_m",
+        "iq4_xs",
+        "q3_k_m",
+        "iq3_xxs",
+        "iq2_xs",
+    ]
+    sizes = [bits[f"gguf-{name}"] for name in order]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == len(sizes)
+
+
+def test_an_importance_matrix_needs_texts(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = ExportSettings(schemes=(Scheme.GGUF_Q4_0,), imatrix=ImatrixSettings())
+    with pytest.raises(ExportError, match="no texts to measure an importance matrix on") as caught:
+        run(ExportInputs(checkpoint=tiny_checkpoint), settings, tmp_path)
+    assert "imatrix.texts" in caught.value.hint
+
+
+@pytest.mark.real
 def test_source_of_the_quantizer_is_not_left_behind(tiny_checkpoint: Path, tmp_path: Path) -> None:
     _run(tiny_checkpoint, tmp_path, Scheme.GGUF_Q8_0)
     assert [path.name for path in tmp_path.iterdir()] == ["student-q8_0.gguf"]
@@ -71,7 +126,7 @@ def test_files_stay_below_the_estimate(smollm2_checkpoint: Path, tmp_path: Path)
     artifacts = _run(smollm2_checkpoint, tmp_path)
     facts = read_checkpoint_facts(smollm2_checkpoint)
     written = sum(entry["bytes"] for entry in artifacts)
-    estimate = stage.estimate_disk_bytes(facts, tuple(Scheme))
+    estimate = stage.estimate_disk_bytes(facts, DEFAULT_SCHEMES)
     assert written < estimate < 1.3 * written  # a safe estimate that does not refuse work without need
 
 

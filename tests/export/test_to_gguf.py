@@ -15,7 +15,7 @@ from ammd.errors import ExportError
 from ammd.export import to_gguf
 from ammd.export.gguf_contents import read_contents
 from ammd.export.quantize_gguf import quantize_gguf
-from ammd.export.to_gguf import write_f16_gguf
+from ammd.export.to_gguf import write_gguf
 
 LAYERS, HEADS, KV_HEADS, HEAD_SIZE = 4, 4, 2, 16
 MATRICES = {
@@ -33,7 +33,7 @@ NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 @pytest.fixture(scope="module")
 def f16(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "tiny-f16.gguf"
-    write_f16_gguf(tiny_checkpoint, path, name="tiny")
+    write_gguf(tiny_checkpoint, path, name="tiny")
     return path
 
 
@@ -124,7 +124,7 @@ def test_unknown_rule_is_refused_with_the_converters_reason(tiny_checkpoint: Pat
     document["pre_tokenizer"]["pretokenizers"][0]["individual_digits"] = False
     path.write_text(json.dumps(document))
     with pytest.raises(ExportError, match=r"BPE pre-tokenizer was not recognized"):
-        write_f16_gguf(checkpoint, tmp_path / "x.gguf", name="x")
+        write_gguf(checkpoint, tmp_path / "x.gguf", name="x")
 
 
 @pytest.mark.real
@@ -133,7 +133,7 @@ def test_unknown_architecture_is_refused_with_its_name(tiny_checkpoint: Path, tm
     path = checkpoint / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["NoSuchModel"]}))
     with pytest.raises(ExportError, match="Model NoSuchModel is not supported"):
-        write_f16_gguf(checkpoint, tmp_path / "x.gguf", name="x")
+        write_gguf(checkpoint, tmp_path / "x.gguf", name="x")
 
 
 @pytest.mark.real
@@ -150,7 +150,7 @@ def test_a_narrow_student_is_converted_with_its_own_sizes(tiny_checkpoint: Path,
     cut_groups(model, [torch.tensor([layer % KV_HEADS]) for layer in range(LAYERS)])
     cut_channels(model, [torch.arange(layer, 96 + layer) for layer in range(LAYERS)])
     save_checkpoint(model, load_tokenizer(tiny_checkpoint), tmp_path / "narrow")
-    write_f16_gguf(tmp_path / "narrow", tmp_path / "narrow.gguf", name="narrow")
+    write_gguf(tmp_path / "narrow", tmp_path / "narrow.gguf", name="narrow")
     fields = GGUFReader(tmp_path / "narrow.gguf").fields
     assert fields["llama.attention.key_length"].contents() == HEAD_SIZE
     assert fields["llama.attention.head_count"].contents() == HEADS // KV_HEADS
@@ -166,7 +166,7 @@ def test_a_narrow_student_is_converted_with_its_own_sizes(tiny_checkpoint: Path,
 
 @pytest.mark.real
 def test_same_checkpoint_gives_the_same_bytes(f16: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    write_f16_gguf(tiny_checkpoint, tmp_path / "again.gguf", name="tiny")
+    write_gguf(tiny_checkpoint, tmp_path / "again.gguf", name="tiny")
     assert _digest(tmp_path / "again.gguf") == _digest(f16)
 
 
@@ -198,12 +198,12 @@ def test_quantized_weights_stay_within_half_a_step(
 
 @pytest.mark.real
 def test_narrow_rows_fall_back_and_are_listed(f16: Path, tmp_path: Path) -> None:
-    quantize_gguf(f16, tmp_path / "q4.gguf", type_name="Q4_K_M")
-    fallbacks = read_contents(tmp_path / "q4.gguf", scheme="q4_k_m").fallbacks
+    meant = quantize_gguf(f16, tmp_path / "q4.gguf", type_name="Q4_K_M")
+    fallbacks = read_contents(tmp_path / "q4.gguf", meant=meant, head="Q6_K").fallbacks
     assert len(fallbacks) == LAYERS * len(MATRICES) + 1
     assert {(entry.asked, entry.stored) for entry in fallbacks} == {("Q4_K", "Q5_0"), ("Q6_K", "Q8_0")}
-    quantize_gguf(f16, tmp_path / "q8.gguf", type_name="Q8_0")
-    assert read_contents(tmp_path / "q8.gguf", scheme="q8_0").fallbacks == ()
+    assert quantize_gguf(f16, tmp_path / "q8.gguf", type_name="Q8_0") == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q4.gguf", "q8.gguf"]
 
 
 @pytest.mark.real
@@ -232,14 +232,14 @@ def test_weight_that_f16_cannot_hold_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(to_gguf, "source_tree", lambda: tmp_path)
     monkeypatch.setattr(to_gguf, "run_module", lambda *_, **__: None)
     with pytest.raises(ExportError, match=r"tensor `blk\.0\.ffn_up\.weight` holds a weight that F16 cannot"):
-        write_f16_gguf(tmp_path, tmp_path / "a.gguf", name="a")
+        write_gguf(tmp_path, tmp_path / "a.gguf", name="a")
 
 
 @pytest.mark.real
 def test_smollm2s_tokenizer_is_recognised(smollm2_checkpoint: Path, tmp_path: Path) -> None:
     from gguf import GGUFReader
 
-    write_f16_gguf(smollm2_checkpoint, tmp_path / "smollm2.gguf", name="smollm2")
+    write_gguf(smollm2_checkpoint, tmp_path / "smollm2.gguf", name="smollm2")
     fields = GGUFReader(tmp_path / "smollm2.gguf").fields
     assert fields["tokenizer.ggml.pre"].contents() == "smollm"
     assert not fields["tokenizer.ggml.add_bos_token"].contents()

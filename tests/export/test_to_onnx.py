@@ -9,13 +9,14 @@ import pytest
 
 from ammd.errors import ExportError
 from ammd.export import to_onnx
-from ammd.export.to_onnx import write_int4_onnx
+from ammd.export.settings import OnnxSettings
+from ammd.export.to_onnx import write_onnx
 
 
 @pytest.fixture(scope="module")
 def built(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("onnx") / "onnx-int4"
-    write_int4_onnx(tiny_checkpoint, folder)
+    write_onnx(tiny_checkpoint, folder)
     return folder
 
 
@@ -99,7 +100,7 @@ def test_unknown_architecture_is_refused_with_its_reason(tiny_checkpoint: Path, 
     path = checkpoint / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["NoSuchModel"]}))
     with pytest.raises(ExportError, match="model is not currently supported"):
-        write_int4_onnx(checkpoint, tmp_path / "onnx")
+        write_onnx(checkpoint, tmp_path / "onnx")
 
 
 def test_builder_that_writes_nothing_is_an_error(
@@ -107,7 +108,7 @@ def test_builder_that_writes_nothing_is_an_error(
 ) -> None:
     monkeypatch.setattr(to_onnx, "run_module", lambda *_, **__: None)
     with pytest.raises(ExportError, match=r"wrote no `model\.onnx`"):
-        write_int4_onnx(tiny_checkpoint, tmp_path / "onnx")
+        write_onnx(tiny_checkpoint, tmp_path / "onnx")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,88 @@ def test_options_are_those_that_the_installed_builder_knows(
     monkeypatch: pytest.MonkeyPatch, version: str, option: str
 ) -> None:
     monkeypatch.setattr(to_onnx.importlib.metadata, "version", lambda _: version)
-    assert option in to_onnx._builder_options()
+    assert option in to_onnx.builder_options("int4", OnnxSettings())
+
+
+def test_an_old_builder_is_not_asked_for_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(to_onnx.importlib.metadata, "version", lambda _: "0.14.1")
+    with pytest.raises(ExportError, match=r"onnxruntime-genai 0\.14\.1 cannot build `onnx-int8`"):
+        to_onnx.builder_options("int8", OnnxSettings())
+
+
+def test_rows_of_an_odd_number_of_blocks_are_refused_before_any_work(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    wanted = r"in blocks of 64 cannot hold `model\.layers\.\d\..*`: its rows of 64 weights have an odd number of blocks"
+    with pytest.raises(ExportError, match=wanted):
+        write_onnx(tiny_checkpoint, tmp_path / "m", settings=OnnxSettings(block_size=64))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_reach_the_graph(wide_checkpoint: Path, tmp_path: Path) -> None:
+    import onnx
+
+    settings = OnnxSettings(
+        block_size=64,
+        symmetric=True,
+        algorithm="k_quant",
+        accuracy_level=1,
+        head="int4",
+        sensitive_layers="int4",
+    )
+    write_onnx(wide_checkpoint, tmp_path / "m", settings=settings)
+    graph = onnx.load(tmp_path / "m" / "model.onnx", load_external_data=False).graph
+    nodes = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    found = [{entry.name: entry.i for entry in node.attribute} for node in nodes]
+    assert {(entry["bits"], entry["block_size"], entry["accuracy_level"]) for entry in found} == {(4, 64, 1)}
+
+
+@pytest.mark.parametrize(("precision", "bits", "bound"), [("int8", 8, 0.999), ("fp32", None, 0.999999)])
+def test_finer_models_are_nearer_to_torch(
+    tiny_checkpoint: Path, tmp_path: Path, precision: str, bits: int | None, bound: float
+) -> None:
+    import onnx
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ammd.runtime.engine import open_engine
+
+    write_onnx(tiny_checkpoint, tmp_path / "m", precision=precision)
+    graph = onnx.load(tmp_path / "m" / "model.onnx", load_external_data=False).graph
+    found = {
+        entry.i
+        for node in graph.node
+        if node.op_type in ("MatMulNBits", "GatherBlockQuantized")
+        for entry in node.attribute
+        if entry.name == "bits"
+    }
+    assert found == ({bits} if bits else set())
+    ids = [1, 20, 30, 40]
+    with open_engine(tmp_path / "m", threads=1, context_tokens=16) as engine:
+        logits = engine.prefill(ids).copy()
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+        wanted = model(torch.tensor([ids])).logits[0, -1].numpy()
+    assert np.corrcoef(logits, wanted)[0, 1] > bound
+
+
+def test_an_int8_model_holds_its_tied_embedding_once(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Weights lie one after another in the file, so its size tells what is stored."""
+    import onnx
+
+    write_onnx(tiny_checkpoint, tmp_path / "m", precision="int8")
+    graph = onnx.load(tmp_path / "m" / "model.onnx", load_external_data=False).graph
+    lengths = [
+        int(entry.value)
+        for tensor in graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "length"
+    ]
+    assert (tmp_path / "m" / "model.onnx.data").stat().st_size == sum(lengths)
+    sizes = {tuple(tensor.dims) for tensor in graph.initializer}
+    vocabulary = _vocabulary(tmp_path / "m")
+    assert (vocabulary, 64) not in sizes
+    assert not [node for node in graph.node if node.op_type == "Gather" and "embed" in node.name]
 
 
 def _vocabulary(folder: Path) -> int:

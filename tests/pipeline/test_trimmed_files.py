@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ammd.export.settings import ExportSettings, Scheme
+from ammd.export.schemes import Scheme
+from ammd.export.settings import ExportSettings
 from ammd.pipeline.recipe import BUILTIN, data_file
 from ammd.runtime.artifact_ref import ArtifactRef
 from ammd.runtime.settings import VerifySettings
@@ -20,9 +21,10 @@ def trimmed(smollm2_checkpoint: Path, tmp_path: Path) -> Path:
     import torch
 
     from ammd.batch_decoding import decode_batch
+    from ammd.conversations import read_conversations, render_prompt
     from ammd.distill.checkpoint import load_model, load_tokenizer, save_checkpoint
     from ammd.distill.depth import cut_layers
-    from ammd.distill.prompts import Example, read_conversations, render_prompt, write_examples
+    from ammd.distill.prompts import Example, write_examples
     from ammd.distill.settings import VocabularySettings
     from ammd.distill.trimming import trim_model, trim_tokenizer
     from ammd.distill.vocabulary import VocabularyPlan

@@ -36,11 +36,11 @@ def test_graph_that_keeps_the_last_position_is_asked_token_by_token(
 
 @pytest.mark.real
 def test_int4_model_stays_near_its_checkpoint(smollm2_checkpoint: Path, tmp_path: Path) -> None:
-    from ammd.export.to_onnx import write_int4_onnx
+    from ammd.export.to_onnx import write_onnx
     from ammd.runtime.divergence import row_divergences
     from ammd.runtime.torch_engine import TorchEngine
 
-    write_int4_onnx(smollm2_checkpoint, tmp_path / "onnx-int4")
+    write_onnx(smollm2_checkpoint, tmp_path / "onnx-int4")
     exact = TorchEngine(smollm2_checkpoint, threads=2, context_tokens=128)
     with GenaiEngine(tmp_path / "onnx-int4", threads=2, context_tokens=128) as engine:
         chat = [{"role": "user", "content": "What is the capital of France? Ünï 中文 12345"}]
