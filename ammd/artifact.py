@@ -186,6 +186,15 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def is_published(folder: Path) -> bool:
+    """Tell whether a manifest of ours lies in `folder`; other programs have files of that name, too."""
+    try:
+        document = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and document.get("schema") == MANIFEST_SCHEMA
+
+
 def load_manifest(folder: Path) -> Manifest:
     """Read a folder's manifest and check that every file is there with the bytes it names.
 

@@ -11,7 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ammd.artifact import Manifest, hash_records, list_files, publish, staging_folder
+from ammd.artifact import (
+    Manifest,
+    hash_records,
+    is_published,
+    list_files,
+    load_manifest,
+    publish,
+    staging_folder,
+)
 from ammd.errors import ArtifactError, RecipeError
 from ammd.machine import library_versions
 from ammd.runtime.verify import artifact_name
@@ -106,13 +114,31 @@ def find_in_run(near: Path, part: str, *, option: str) -> Path:
     Raises:
         RecipeError: `near` does not lie in a run, so the user has to name it.
     """
-    for folder in near.resolve().parents:
-        if (folder / part).exists():
-            return folder / part
+    if found := part_of_run(near, part):
+        return found
     raise RecipeError(
         f"`{near}` does not lie in a run folder, so `{part}` cannot be found beside it",
         hint=f"name it with `{option}`",
     )
+
+
+def part_of_run(near: Path, part: str) -> Path | None:
+    """Return `part` of the run in which the path `near` lies, if it lies in one that has it."""
+    return next(
+        (folder / part for folder in near.resolve().parents if (folder / part).exists()),
+        None,
+    )
+
+
+def check_recorded(path: Path) -> None:
+    """Check a model against the manifest that an export or a run has put beside it, if there is one.
+
+    Raises:
+        ArtifactError: A byte is not what was written.
+    """
+    folder = path.resolve().parent
+    if is_published(folder):
+        load_manifest(folder)
 
 
 def _costs(outcome: Outcome) -> dict[str, Any]:

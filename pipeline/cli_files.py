@@ -49,35 +49,48 @@ def export(
 
 @click.command(
     epilog=examples(
-        "ammd verify student-q8_0.gguf --against student --heldout heldout.jsonl",
-        "ammd verify runs/quickstart/3f9a01c2/export/student-f16.gguf --against "
-        "runs/quickstart/3f9a01c2/distill/student --json",
+        "ammd verify student-q8_0.gguf --against student",
+        "ammd verify runs/quickstart/3f9a01c2/export/student-f16.gguf --json",
     )
 )
 @click.argument("file", type=_PATH)
-@click.option("--against", required=True, type=_PATH, help="Checkpoint that the file came from.")
-@click.option("--heldout", type=_PATH, help="Held-out JSONL of a prepare stage.  [default: the run's]")
+@click.option(
+    "--against", type=_PATH, help="Checkpoint that the file came from.  [default: the run's student]"
+)
+@click.option(
+    "--heldout",
+    type=_PATH,
+    help="JSONL of a prepare stage, or of prompts.  [default: the run's, else the packaged prompts]",
+)
 @set_option
 @json_option
 @screen_options
 def verify(
-    file: Path, against: Path, heldout: Path | None, overrides: tuple[str, ...], as_json: bool
+    file: Path, against: Path | None, heldout: Path | None, overrides: tuple[str, ...], as_json: bool
 ) -> None:
     """Prove FILE against its checkpoint.
 
-    Same token ids, same chat template, end token, KL and top-1 agreement, first divergence of greedy
-    text. `--set` takes the keys of a recipe's [verify] section.
+    Complete and unaltered, same sizes, token ids, chat template and end tokens; KL, top-1 agreement, perplexity,
+    first divergence of greedy text. A file that lies in no run and is compared with nothing is looked at by
+    itself: complete, its chats render, its text comes back from its tokens, it answers. `--set` takes the keys of a
+    recipe's [verify] section.
     """
     from ammd.runtime.settings import VerifySettings
 
-    from .alone import find_in_run, measure, named
-    from .recipe import load_section
+    from .alone import check_recorded, measure, named, part_of_run
+    from .recipe import BUILTIN, data_file, load_section
     from .table import facts_table
 
+    artifacts = named([file])
+    check_recorded(file)
+    checkpoint = named([against])[0]["path"] if against else part_of_run(file, "distill/student")
+    texts = (
+        heldout or part_of_run(file, "prepare/heldout.jsonl") or data_file(BUILTIN, ("prepare", "heldout"))
+    )
     inputs = {
-        "checkpoint": named([against])[0]["path"],
-        "heldout": str(heldout or find_in_run(file, "prepare/heldout.jsonl", option="--heldout")),
-        "artifacts": named([file]),
+        "checkpoint": str(checkpoint) if checkpoint else None,
+        "heldout": str(texts) if checkpoint else None,
+        "artifacts": artifacts,
     }
     document = measure("verify", settings=load_section(VerifySettings, overrides), inputs=inputs)
     emit(document, lambda: [facts_table(document["parity"], title="parity")], as_json=as_json)

@@ -129,7 +129,8 @@ def _compare_with_teacher(
             yield from engine.logits(row.token_ids[:-1], start=len(row.prompt_ids) - 1)
 
     teacher = load_hidden_states(Path(request["folder"]) / TENSORS_NAME)
-    return asdict(compare(teacher, logits()))
+    targets = [token for row in rows for token in row.response_ids]
+    return asdict(compare(teacher, logits(), targets))
 
 
 def _greedy(engine: Engine, prompt_ids: Sequence[int], limit: int) -> list[int]:

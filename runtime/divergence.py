@@ -8,7 +8,7 @@ H hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,8 @@ class Comparison:
     kl_nats: float  # mean KL(reference || model) a position
     top1_agreement: float  # share of positions with the same likeliest token
     max_logit_error: float  # largest |logit difference| over positions and vocabulary
+    perplexity: float  # of the text's own tokens
+    perplexity_change: float  # against the reference's, as a share of it
     positions: int
 
 
@@ -72,12 +74,13 @@ def row_divergences(reference: Floats, logits: Floats) -> Floats:
     return np.maximum(divergence, 0)  # rounding can leave -1e-8 where both are equal
 
 
-def compare(reference: HiddenStates, logits: Iterable[Floats]) -> Comparison:
+def compare(reference: HiddenStates, logits: Iterable[Floats], targets: Sequence[int]) -> Comparison:
     """Compare a model's logits with the reference's.
 
     Args:
         reference: N positions.
         logits: Chunks float32 [C, V] of the same positions in the same order.
+        targets: The token of the text that follows each position, N.
 
     Raises:
         ValueError: The model's vocabulary has another size.
@@ -85,6 +88,7 @@ def compare(reference: HiddenStates, logits: Iterable[Floats]) -> Comparison:
     import numpy as np
 
     divergence, agreed, largest, position = 0.0, 0, 0.0, 0
+    own_nll, reference_nll = 0.0, 0.0
     for chunk in _at_most(logits, _PRODUCT_POSITIONS):
         product = reference.logits(position, position + len(chunk))
         if product.shape != chunk.shape:
@@ -94,13 +98,27 @@ def compare(reference: HiddenStates, logits: Iterable[Floats]) -> Comparison:
             divergence += float(row_divergences(exact, rows).sum(dtype=np.float64))
             agreed += int((exact.argmax(axis=-1) == rows.argmax(axis=-1)).sum())
             largest = max(largest, float(np.abs(exact - rows).max()))
+            follows = targets[position + start : position + start + len(rows)]
+            own_nll += _nll(rows, follows)
+            reference_nll += _nll(exact, follows)
         position += len(chunk)
     return Comparison(
         kl_nats=divergence / position,
         top1_agreement=agreed / position,
         max_logit_error=largest,
+        perplexity=float(np.exp(own_nll / position)),
+        perplexity_change=float(np.expm1((own_nll - reference_nll) / position)),
         positions=position,
     )
+
+
+def _nll(logits: Floats, targets: Sequence[int]) -> float:
+    """Return -log p of the targets, summed over the rows."""
+    import numpy as np
+
+    largest = logits.max(axis=-1)
+    total = np.log(np.exp(logits - largest[:, None]).sum(axis=-1)) + largest
+    return float((total - logits[np.arange(len(logits)), np.asarray(targets)]).sum(dtype=np.float64))
 
 
 def _at_most(chunks: Iterable[Floats], size: int) -> Iterator[Floats]:

@@ -40,6 +40,19 @@ def load_heldout(path: Path, *, limit: int) -> tuple[HeldOut, ...]:
     return tuple(_parse(line, where=f"{path}:{number}") for number, line in enumerate(lines[:limit], 1))
 
 
+def is_prepared(path: Path) -> bool:
+    """Tell whether the file's first line has token ids, as the prepare stage writes them.
+
+    Raises:
+        ArtifactError: The file cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8") as stream:
+            return '"prompt_ids"' in stream.readline()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ArtifactError(f"cannot read held-out prompts from `{path}`: {exc}", path=str(path)) from exc
+
+
 def _parse(line: str, *, where: str) -> HeldOut:
     try:
         record = json.loads(line)

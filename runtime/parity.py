@@ -1,6 +1,6 @@
 """Does an exported file behave as the checkpoint it was made from? One file, one child, one record.
 
-Checked in the order in which faults build on each other: token ids, rendered chat, BOS, end tokens; then how
+Checked in the order in which faults build on each other: sizes, token ids, rendered chat, BOS, end tokens; then how
 far the distributions are apart on held-out text; then greedy text. Kernels of different libraries sum in
 different orders, so greedy text may part where two tokens are almost equally likely. Such a place is allowed
 only where the checkpoint prefers its own token to the file's by less than the largest logit error that was
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .divergence import Comparison, compare, load_hidden_states
 from .engine import Engine, open_engine
+from .model_file import ModelFile, checkpoint_facts, read_model_file
 from .reference import JSON_NAME, TENSORS_NAME
 
 if TYPE_CHECKING:
@@ -41,15 +42,18 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     """Compare one file with a reference. Runs in a child.
 
     Args:
-        request: `path` of the file, `reference` folder, `threads`.
+        request: `path` of the file, `reference` folder, `checkpoint`, `threads`.
 
     Returns:
         A flat record for the report; `faults` lists what disagrees, `divergences` where greedy text parts.
 
     Raises:
+        ArtifactError: Parts of it are missing or damaged.
         EngineError: The file cannot be loaded or run.
     """
     folder = Path(request["reference"])
+    facts = read_model_file(Path(request["path"]))
+    sizes = check_sizes(facts, checkpoint_facts(Path(request["checkpoint"])))
     reference = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
     longest = max(len(ids) for _, ids in reference["texts"])
     longest_greedy = max(len(row["prompt_ids"]) + len(row["ids"]) for row in reference["greedy"])
@@ -57,6 +61,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         Path(request["path"]), threads=request["threads"], context_tokens=max(longest, longest_greedy)
     ) as engine:
         faults = [
+            *sizes,
             *check_token_ids(engine, reference["probes"]),
             *check_chats(engine, reference["chats"]),
             *check_bos(engine, reference),
@@ -64,6 +69,8 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         ]
         record: dict[str, Any] = {
             "engine": engine.name,
+            "bytes": facts.bytes,
+            "sha256": facts.sha256,
             "token_texts": len(reference["probes"]),
             "chats": len(reference["chats"]),
             "end_token_ids": sorted(engine.end_token_ids),
@@ -74,6 +81,22 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
             record |= asdict(comparison)
             record |= compare_greedy(engine, reference["greedy"], max_logit_error=error)
         return record | {"faults": faults}
+
+
+def check_sizes(found: ModelFile, expected: Mapping[str, Any]) -> list[str]:
+    """Return which sizes differ from the checkpoint's; what one of both does not say is not compared."""
+    faults = []
+    if None not in (found.vocab_size, expected["vocab_size"]) and found.vocab_size != expected["vocab_size"]:
+        faults.append(
+            f"the vocabulary has {found.vocab_size} tokens, the checkpoint's {expected['vocab_size']}"
+        )
+    if found.tied_head is not None and found.tied_head != expected["tied_head"]:
+        how = "shares its matrix with" if found.tied_head else "is stored beside"
+        faults.append(f"the output {how} the embedding, unlike the checkpoint's")
+    contexts = (found.context_tokens, expected["context_tokens"])
+    if None not in contexts and contexts[0] != contexts[1]:
+        faults.append(f"the context has {contexts[0]} tokens, the checkpoint's {contexts[1]}")
+    return faults
 
 
 def check_token_ids(engine: Engine, probes: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -154,6 +177,9 @@ def compare_greedy(
         "greedy_prompts": len(greedy),
         "greedy_tokens": sum(len(row["ids"]) for row in greedy),
         "greedy_equal": len(greedy) - len(divergences),
+        "greedy_shortest_prefix": min(
+            [divergence.step for divergence in divergences] or [len(row["ids"]) for row in greedy]
+        ),
         "greedy_stops": sum(row["ids"][-1] in engine.end_token_ids for row in greedy),
         "divergences": [asdict(divergence) for divergence in divergences],
     }
@@ -165,7 +191,8 @@ def _compare_texts(engine: Engine, texts: Sequence[Sequence[Any]], path: Path) -
             # Logits after token t predict token t + 1, so the last token's predict nothing here.
             yield from engine.logits(ids[:-1], start=prompt - 1)
 
-    return compare(load_hidden_states(path), rows())
+    targets = [token for prompt, ids in texts for token in ids[prompt:]]
+    return compare(load_hidden_states(path), rows(), targets)
 
 
 def _first_divergence(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ammd.errors import EngineError
 
 from . import torch_engine
-from .heldout import HeldOut, load_heldout
+from .heldout import HeldOut, is_prepared, load_heldout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,10 +70,14 @@ def build(request: Mapping[str, Any]) -> dict[str, object]:
 
     torch.set_num_threads(request["threads"])
     checkpoint, folder = Path(request["checkpoint"]), Path(request["folder"])
-    rows = load_heldout(Path(request["heldout"]), limit=max(request["texts"], request["greedy_prompts"]))
     model = torch_engine.load_model(checkpoint)
     tokenizer = torch_engine.load_tokenizer(checkpoint)
     ends = torch_engine.end_token_ids(model, tokenizer)
+    heldout, limit = Path(request["heldout"]), max(request["texts"], request["greedy_prompts"])
+    if is_prepared(heldout):
+        rows = load_heldout(heldout, limit=limit)
+    else:
+        rows = _answered(heldout, model, tokenizer, ends, limit=limit, tokens=request["greedy_tokens"])
     save_hidden_states(model, rows[: request["texts"]], path=folder / TENSORS_NAME)
     document = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -90,6 +94,52 @@ def build(request: Mapping[str, Any]) -> dict[str, object]:
     }
     (folder / JSON_NAME).write_text(json.dumps(document), encoding="utf-8")
     return {}
+
+
+def _answered(
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ends: frozenset[int],
+    *,
+    limit: int,
+    tokens: int,
+) -> tuple[HeldOut, ...]:
+    """Return prompts with the responses that the file gives; where it gives none, with the model's own greedy ones."""
+    from ammd.batch_decoding import decode_batch
+    from ammd.conversations import encode_response, read_conversations, render_prompt
+
+    items = read_conversations(path)[:limit]
+    prompts = [render_prompt(tokenizer, item.messages) for item in items]
+    bare = [row for row, item in enumerate(items) if item.response is None]
+    written, _ = (
+        decode_batch(
+            model,
+            [prompts[row] for row in bare],
+            max_new_tokens=tokens,
+            end_token_ids=ends,
+            choose=lambda logits, _rows: logits.argmax(-1),
+        )
+        if bare
+        else ([], None)
+    )
+    own = dict(zip(bare, written, strict=True))
+    ids = [
+        tuple(own[row])
+        if item.response is None
+        else encode_response(tokenizer, item.response, max_tokens=tokens)
+        for row, item in enumerate(items)
+    ]
+    return tuple(
+        HeldOut(
+            prompt=item.prompt,
+            response=torch_engine.decode_text(tokenizer, list(response)),
+            prompt_ids=prompt,
+            response_ids=response,
+            reference=item.response,
+        )
+        for item, prompt, response in zip(items, prompts, ids, strict=True)
+    )
 
 
 def save_hidden_states(model: PreTrainedModel, rows: Sequence[HeldOut], *, path: Path) -> None:

@@ -21,8 +21,9 @@ class VerifySettings(Settings):
     greedy_tokens: int = Field(default=64, ge=1)
     """Tokens of greedy text a prompt."""
 
-    kl_limit_nats: Mapping[str, float] = Field(default={"gguf-f16": 1e-3, "gguf-q8_0": 1e-2})
-    """Highest mean KL(checkpoint || file) a token, for each artifact name that has a limit."""
+    kl_limit_nats: Mapping[str, float] = Field(default={})
+    """Highest mean KL(checkpoint || file) a token, by artifact name; others keep the limit of their scheme
+    (`ammd/runtime/limits.py`), if it has one."""
 
 
 class EvaluateSettings(Settings):

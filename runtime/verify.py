@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from ammd.progress import progress
 
 from .artifact_ref import ArtifactRef
 from .child import call
+from .limits import kl_limits
+from .model_file import read_model_file
 from .settings import VerifySettings
 
 
@@ -27,8 +29,10 @@ from .settings import VerifySettings
 class VerifyInputs:
     """What is compared."""
 
-    checkpoint: Path  # the student that the files were made from
-    heldout: Path  # JSONL
+    checkpoint: (
+        Path | None
+    )  # the student that the files were made from; None looks at the files by themselves
+    heldout: Path | None  # JSONL, of a prepare stage or of prompts that the checkpoint then answers
     artifacts: tuple[ArtifactRef, ...]
 
 
@@ -45,14 +49,16 @@ def run(inputs: VerifyInputs, settings: VerifySettings, folder: Path) -> dict[st
     return {"parity": parity}
 
 
-def verify_file(path: Path, *, against: Path, heldout: Path, settings: VerifySettings) -> dict[str, Any]:
+def verify_file(
+    path: Path, *, against: Path | None, heldout: Path | None, settings: VerifySettings
+) -> dict[str, Any]:
     """Prove one file against a checkpoint and return its record.
 
     Args:
         path: A GGUF or an ONNX folder.
-        against: The checkpoint it was made from.
-        heldout: JSONL with held-out prompts and responses.
-        settings: How much is compared. `kl_limit_nats` is looked up under the file's stem or folder name.
+        against: The checkpoint it was made from; None looks at the file by itself.
+        heldout: JSONL with held-out prompts and responses; needed with `against`.
+        settings: How much is compared. Limits are looked up under the file's scheme.
 
     Raises:
         ParityError: The file disagrees with the checkpoint or is over its limit.
@@ -84,6 +90,8 @@ def measure_files(inputs: VerifyInputs, settings: VerifySettings, folder: Path) 
     for artifact in inputs.artifacts:
         _ = artifact.kind  # a missing file is reported before any work
     records: dict[str, dict[str, Any]] = {}
+    if inputs.checkpoint is None:
+        return {artifact.name: _inspect(artifact, threads=threads) for artifact in inputs.artifacts}
     with (
         tempfile.TemporaryDirectory(dir=folder, prefix=".reference-") as reference,
         progress("verify", len(inputs.artifacts) + 1) as report,
@@ -103,13 +111,37 @@ def measure_files(inputs: VerifyInputs, settings: VerifySettings, folder: Path) 
             report(done, artifact.name)
             records[artifact.name] = call(
                 "parity:measure",
-                {"path": str(artifact.path), "reference": reference, "threads": threads},
+                {
+                    "path": str(artifact.path),
+                    "reference": reference,
+                    "checkpoint": str(inputs.checkpoint),
+                    "threads": threads,
+                },
             )
         report(len(inputs.artifacts) + 1)
+    limits = kl_limits(settings.kl_limit_nats)
     for artifact in inputs.artifacts:
-        limit = settings.kl_limit_nats.get(artifact.name)
+        limit = limits.get(artifact.name.rpartition("/")[2])
         records[artifact.name] = judge(artifact, records[artifact.name], limit=limit)
     return records
+
+
+def _inspect(artifact: ArtifactRef, *, threads: int) -> dict[str, Any]:
+    """Return a file's own facts, or refuse it.
+
+    Raises:
+        ParityError: It cannot be what a chat model has to be.
+    """
+    facts = read_model_file(artifact.path)
+    record = asdict(facts) | call("inspection:inspect", {"path": str(artifact.path), "threads": threads})
+    if record["faults"]:
+        raise ParityError(
+            f"`{artifact.name}` ({artifact.path.name}) is faulty: {_first_of(record['faults'])}",
+            hint="`--against CHECKPOINT` tells whether its checkpoint has the same fault",
+            artifact=artifact.name,
+            record=record,
+        )
+    return record
 
 
 def judge(artifact: ArtifactRef, record: Mapping[str, Any], *, limit: float | None) -> dict[str, Any]:
@@ -123,8 +155,7 @@ def judge(artifact: ArtifactRef, record: Mapping[str, Any], *, limit: float | No
     """
     faults: Sequence[str] = record["faults"]
     if faults:
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise _refusal(artifact, f"{faults[0]}{more}", record)
+        raise _refusal(artifact, _first_of(faults), record)
     kl = record["kl_nats"]
     if not math.isfinite(kl):
         raise _refusal(artifact, "its logits are not numbers", record)
@@ -135,6 +166,10 @@ def judge(artifact: ArtifactRef, record: Mapping[str, Any], *, limit: float | No
             if not place["explained"]:
                 raise _refusal(artifact, _describe(place, record["max_logit_error"]), record)
     return {**record, "kl_limit_nats": limit}
+
+
+def _first_of(faults: Sequence[str]) -> str:
+    return faults[0] + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else "")
 
 
 def _describe(place: Mapping[str, Any], error: float) -> str:

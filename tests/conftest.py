@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,12 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def build_checkpoint() -> Callable[..., Path]:
+    """`build_tiny_checkpoint`, for tests that need another one."""
+    return build_tiny_checkpoint
+
+
+@pytest.fixture(scope="session")
 def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with rows of 256 weights, which every quantized type can hold."""
     folder = tmp_path_factory.mktemp("wide") / "checkpoint"
@@ -40,7 +47,14 @@ def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_tiny_checkpoint(
-    folder: Path, *, layers: int = 4, seed: int = 0, hidden_size: int = 64, intermediate_size: int = 128
+    folder: Path,
+    *,
+    layers: int = 4,
+    seed: int = 0,
+    hidden_size: int = 64,
+    intermediate_size: int = 128,
+    more_merges: Sequence[tuple[str, str]] = (),
+    initializer_range: float = 0.02,
 ) -> Path:
     """Write a random llama with the shape of a real one: tied head, GQA, chat template, end token."""
     import torch
@@ -50,7 +64,7 @@ def build_tiny_checkpoint(
     vocabulary = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
     for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocabulary[byte] = len(vocabulary)
-    merges = [("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "a"), ("a", "n"), ("Ġ", "the")]
+    merges = [("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "a"), ("a", "n"), ("Ġ", "the"), *more_merges]
     for left, right in merges:
         vocabulary[left + right] = len(vocabulary)
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
@@ -79,6 +93,7 @@ def build_tiny_checkpoint(
         num_key_value_heads=2,
         max_position_embeddings=512,
         tie_word_embeddings=True,
+        initializer_range=initializer_range,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,

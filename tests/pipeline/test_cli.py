@@ -85,7 +85,7 @@ def test_help_of_no_command_is_cut_off(ammd):
     [
         (["fly"], "error: No such command 'fly'"),
         (["run", "--fly"], "error: No such option '--fly'"),
-        (["verify", "x.gguf"], "error: Missing option '--against'"),
+        (["verify"], "error: Missing argument 'FILE'"),
         (["run", "none.toml"], "error: cannot read recipe `none.toml`"),
         (["bench", "x.gguf", "--set", "speed=1"], "error: `speed` = `1`: unknown key"),
         (["chat", "x.gguf", "--top-p", "2"], "error: Invalid value for '--top-p'"),
@@ -124,11 +124,27 @@ def test_same_model_twice_is_refused(ammd, recipe_path):
     assert "named twice" in err
 
 
-def test_verify_outside_a_run_asks_for_the_heldout_file(ammd, recipe_path):
-    teacher = recipe_path.parent / "teacher"
-    code, _, err = ammd("verify", teacher, "--against", teacher)
-    assert code == 2
-    assert "hint: name it with `--heldout`" in err
+def test_verify_outside_a_run_takes_the_packaged_prompts(ammd, tiny_checkpoint):
+    options = ("--set", "texts=2", "--set", "greedy_prompts=1", "--set", "greedy_tokens=4")
+    code, out, _ = ammd("verify", tiny_checkpoint, "--against", tiny_checkpoint, *options, "--json")
+    assert code == 0
+    ((record,),) = [json.loads(out)["parity"].values()]
+    assert record["kl_nats"] == pytest.approx(0, abs=1e-9)
+    assert record["perplexity_change"] == pytest.approx(0, abs=1e-6)
+
+
+def test_verify_notices_a_flipped_byte(ammd, tmp_path, tiny_checkpoint):
+    code, _, err = ammd("export", tiny_checkpoint, "--out", tmp_path / "out", "--set", "schemes=['gguf-f16']")
+    assert code == 0, err
+    file = tmp_path / "out" / "student-f16.gguf"
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(data)
+    code, _, err = ammd("verify", file)
+    assert code == 3
+    assert f"`{file}` was altered: its sha256 is not the one in its manifest" in err
+    (tmp_path / "out" / "manifest.json").write_text('{"name": "a web app"}')
+    assert ammd("verify", file)[0] == 0
 
 
 def test_dry_run_prints_a_recipe_that_runs_as_it_is(ammd, tmp_path, recipe_path):

@@ -8,6 +8,7 @@ import pytest
 from ammd.runtime.divergence import HiddenStates, compare, load_hidden_states, row_divergences
 
 RANDOM = np.random.default_rng(0)
+TARGETS = [7 * position % 50 for position in range(70)]
 
 
 def plain_kl(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
@@ -44,16 +45,31 @@ def test_divergence_of_opposed_distributions_is_finite() -> None:
 
 def test_comparison_of_a_model_with_itself_is_zero() -> None:
     states = hidden_states(positions=70)
-    result = compare(states, [states.logits(0, 70)])
+    result = compare(states, [states.logits(0, 70)], TARGETS)
     assert (result.kl_nats, result.top1_agreement, result.max_logit_error) == (0, 1, 0)
     assert result.positions == 70
+
+
+def test_perplexity_is_that_of_the_next_tokens() -> None:
+    import torch
+
+    states = hidden_states(positions=70)
+    logits = states.logits(0, 70) + RANDOM.normal(scale=0.5, size=(70, 50)).astype(np.float32)
+    result = compare(states, [logits], TARGETS)
+    own, exact = (
+        float(torch.nn.functional.cross_entropy(torch.tensor(values).double(), torch.tensor(TARGETS)))
+        for values in (logits, states.logits(0, 70))
+    )
+    assert result.perplexity == pytest.approx(np.exp(own), rel=1e-5)
+    assert result.perplexity_change == pytest.approx(np.exp(own - exact) - 1, rel=1e-4)
+    assert compare(states, [states.logits(0, 70)], TARGETS).perplexity_change == 0
 
 
 def test_comparison_does_not_depend_on_chunks() -> None:
     states = hidden_states(positions=70)
     logits = states.logits(0, 70) + RANDOM.normal(scale=0.5, size=(70, 50)).astype(np.float32)
-    whole = compare(states, [logits])
-    pieces = compare(states, [logits[:1], logits[1:40], logits[40:]])
+    whole = compare(states, [logits], TARGETS)
+    pieces = compare(states, [logits[:1], logits[1:40], logits[40:]], TARGETS)
     assert pieces.kl_nats == pytest.approx(whole.kl_nats, rel=1e-5)  # summed in another order
     assert pieces.top1_agreement == whole.top1_agreement
     assert pieces.max_logit_error == pytest.approx(whole.max_logit_error, rel=1e-5)
@@ -62,7 +78,7 @@ def test_comparison_does_not_depend_on_chunks() -> None:
 def test_comparison_refuses_another_vocabulary() -> None:
     states = hidden_states(positions=2)
     with pytest.raises(ValueError, match="shape"):
-        compare(states, [np.zeros((2, 49), dtype=np.float32)])
+        compare(states, [np.zeros((2, 49), dtype=np.float32)], [0, 0])
 
 
 def test_hidden_states_are_read_without_torch(tmp_path: Path) -> None:

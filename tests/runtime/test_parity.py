@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from ammd.runtime import parity, reference
+from ammd.runtime.model_file import ModelFile
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +26,14 @@ def folder(tiny_checkpoint: Path, tiny_heldout: Path, tmp_path_factory: pytest.T
             "threads": 1,
         }
     )
+    (folder / "checkpoint.json").write_text(json.dumps(str(tiny_checkpoint)))
     return folder
 
 
 def measure(path: Path, folder: Path) -> dict[str, Any]:
-    return parity.measure({"path": str(path), "reference": str(folder), "threads": 1})
+    checkpoint = json.loads((folder / "checkpoint.json").read_text())
+    request = {"path": str(path), "reference": str(folder), "checkpoint": checkpoint, "threads": 1}
+    return parity.measure(request)
 
 
 def test_faithful_gguf_has_no_faults(tiny_gguf: Path, folder: Path) -> None:
@@ -66,6 +71,19 @@ def test_wrong_end_token_is_a_fault(
         "token 7 ends a response of the checkpoint but not of the file"
     ]
     assert parity.check_end_tokens(Ends({0, 2}), [2]) == []
+
+
+def test_sizes_that_differ_are_faults() -> None:
+    found = ModelFile(bytes=1, sha256="0", vocab_size=10, context_tokens=64, tied_head=True)
+    assert parity.check_sizes(found, {"vocab_size": 10, "context_tokens": 64, "tied_head": True}) == []
+    faults = parity.check_sizes(found, {"vocab_size": 12, "context_tokens": 32, "tied_head": False})
+    assert faults == [
+        "the vocabulary has 10 tokens, the checkpoint's 12",
+        "the output shares its matrix with the embedding, unlike the checkpoint's",
+        "the context has 64 tokens, the checkpoint's 32",
+    ]
+    unsaid = ModelFile(bytes=1, sha256="0", vocab_size=None, context_tokens=None, tied_head=None)
+    assert parity.check_sizes(unsaid, {"vocab_size": 12, "context_tokens": 32, "tied_head": False}) == []
 
 
 def test_token_fault_names_text_and_place(make_engine: Callable) -> None:

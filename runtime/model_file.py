@@ -1,0 +1,158 @@
+"""What a model's files say of themselves, read without an engine: sizes, ties, and whether all of it is there.
+
+Engines differ in what they notice: a truncated external-data file ends some with a crash and passes others with
+weights of zero. So the files are looked at first, whoever wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ammd.artifact import hash_file, hash_records, list_files
+from ammd.errors import ArtifactError
+
+from .artifact_ref import EngineKind, detect_kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFile:
+    """A GGUF, an ONNX folder or a checkpoint. None where the files do not say."""
+
+    bytes: int
+    sha256: str  # of the file, or of a folder's files with their names
+    vocab_size: int | None
+    context_tokens: int | None  # that the model was made for
+    tied_head: bool | None  # the output matrix is the embedding matrix
+
+
+def read_model_file(path: Path) -> ModelFile:
+    """Read the facts of a model, and check that its files are complete.
+
+    Raises:
+        ArtifactError: No model is there, or a file of it is missing, damaged or shorter than its header says.
+    """
+    kind = detect_kind(path)
+    if kind is EngineKind.LLAMA_CPP:
+        facts = _gguf_facts(path)
+    elif kind is EngineKind.ONNX_GENAI:
+        facts = _onnx_facts(path)
+    else:
+        facts = checkpoint_facts(path)
+    records = list_files(path) if path.is_dir() else ()
+    return ModelFile(
+        bytes=sum(record.bytes for record in records) if records else path.stat().st_size,
+        sha256=hash_records(records) if records else hash_file(path),
+        **facts,
+    )
+
+
+def checkpoint_facts(folder: Path) -> dict[str, Any]:
+    """Return vocabulary, context and tie of a checkpoint, as its configuration has them."""
+    config = _read_json(folder / "config.json")
+    return {
+        "vocab_size": config.get("vocab_size"),
+        "context_tokens": config.get("max_position_embeddings"),
+        "tied_head": bool(config.get("tie_word_embeddings", False)),
+    }
+
+
+def _gguf_facts(path: Path) -> dict[str, Any]:
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        tensors = {str(tensor.name): tensor for tensor in reader.tensors}
+        architecture = reader.fields["general.architecture"].contents()
+        context = reader.fields.get(f"{architecture}.context_length")
+        return {
+            "vocab_size": int(tensors["token_embd.weight"].shape[1]),
+            "context_tokens": int(context.contents()) if context else None,
+            "tied_head": "output.weight" not in tensors,
+        }
+    except (OSError, ValueError, IndexError, KeyError) as exc:
+        raise ArtifactError(
+            f"`{path}` is damaged or no language model in GGUF: {exc}",
+            hint="fetch or export it again",
+            path=str(path),
+        ) from exc
+
+
+def _onnx_facts(folder: Path) -> dict[str, Any]:
+    config = _read_json(folder / "genai_config.json")
+    try:
+        model = config["model"]
+        graph = _read_graph(folder / model["decoder"]["filename"])
+        vocab, context = int(model["vocab_size"]), int(model["context_length"])
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ArtifactError(
+            f"`{folder / 'genai_config.json'}` names no decoder, vocabulary or context: {exc}",
+            path=str(folder),
+        ) from exc
+    return {"vocab_size": vocab, "context_tokens": context, "tied_head": _is_tied(graph)}
+
+
+def _read_graph(path: Path) -> Any:
+    """Return the graph after checking that all weights that lie outside of it are there."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except (OSError, DecodeError) as exc:
+        raise ArtifactError(f"`{path}` cannot be read as ONNX: {exc}", path=str(path)) from exc
+    for tensor in graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if place:
+            _check_place(path, tensor.name, place)
+    return graph
+
+
+def _check_place(graph: Path, tensor: str, place: dict[str, str]) -> None:
+    name = PurePosixPath(place.get("location", "").replace("\\", "/"))
+    if not name.parts or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+        raise ArtifactError(
+            f"`{graph}` keeps `{tensor}` in `{name}`, which is no path below its own folder",
+            hint="a phone finds weights only beside the graph",
+            path=str(graph),
+        )
+    data = graph.parent / name
+    if not data.is_file():
+        raise ArtifactError(f"`{graph}` keeps `{tensor}` in `{name}`, which is not there", path=str(data))
+    end = int(place.get("offset", 0)) + int(place.get("length", 0))
+    if end > data.stat().st_size:
+        raise ArtifactError(
+            f"`{data}` is cut off: `{tensor}` ends at byte {end}, the file at {data.stat().st_size}",
+            hint="fetch or export it again",
+            path=str(data),
+            expected=end,
+            found=data.stat().st_size,
+        )
+
+
+def _is_tied(graph: Any) -> bool | None:
+    """Tell whether lookup and output read the same weights, in graphs of the builder's form; None in others."""
+    producers = {output: node for node in graph.node for output in node.output}
+    lookups = [
+        node for node in graph.node if node.op_type.startswith("Gather") and "embed_tokens" in node.name
+    ]
+    heads = [node for node in graph.node if "MatMul" in node.op_type and "lm_head" in node.name]
+    if len(lookups) != 1 or len(heads) != 1:
+        return None
+
+    def source(name: str) -> str:
+        while (node := producers.get(name)) is not None and node.op_type in ("Reshape", "Transpose", "Slice"):
+            name = node.input[0]
+        return name
+
+    return source(lookups[0].input[0]) == source(heads[0].input[1])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ArtifactError(f"cannot read `{path}`: {exc}", path=str(path)) from exc
+    return document
