@@ -60,8 +60,8 @@ def main(arguments: Sequence[str]) -> None:
     write_imatrix(Path(request["target"]), imatrix)
 
 
-def tensor_names(modules: Sequence[str], gguf: str) -> dict[str, str]:
-    """Return, by module, the name that its weight has in a GGUF of the same model; output and unnamed ones left out.
+def tensor_names(modules: Sequence[str], gguf: str, *, with_output: bool = False) -> dict[str, str]:
+    """Return, by module, the name that its weight has in a GGUF of the same model; unnamed ones are left out.
 
     Raises:
         ExportError: The file holds no tensor under any of the names.
@@ -75,7 +75,9 @@ def tensor_names(modules: Sequence[str], gguf: str) -> dict[str, str]:
     stored = {str(tensor.name) for tensor in read_matrices(Path(gguf))}
     named = {module: by_name.get_name(f"{module}.weight", try_suffixes=(".weight",)) for module in modules}
     found = {
-        module: name for module, name in named.items() if name in stored and not name.startswith("output.")
+        module: name
+        for module, name in named.items()
+        if name in stored and (with_output or name != "output.weight")
     }
     if not found:
         raise ExportError(f"no matrix of the checkpoint has a name of `{architecture}` in `{gguf}`")

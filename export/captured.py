@@ -12,7 +12,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,12 +24,35 @@ from ammd.errors import ExportError
 VERBOSE_VARIABLE = "AMMD_VERBOSE"
 _QUOTED_LINES = 12
 _CHUNK_BYTES = 1 << 16
+_RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024  # of getrusage
 _CHILD_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",  # llama.cpp's converter writes some lists from sets
     "PYTHONDONTWRITEBYTECODE": "1",  # the source tree in the cache stays as it was checked
     "HF_HUB_OFFLINE": "1",  # everything lies in the checkpoint folder
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+_watched: list[Cost] = []
+
+
+@dataclass(slots=True)
+class Cost:
+    """What the children of a block of code took."""
+
+    seconds: float = 0.0  # of the block
+    peak_rss_bytes: int = 0  # of the largest child
+
+
+@contextmanager
+def measured() -> Iterator[Cost]:
+    """Measure a block of code that runs converters."""
+    cost, start = Cost(), time.perf_counter()
+    _watched.append(cost)
+    try:
+        yield cost
+    finally:
+        _watched.remove(cost)
+        cost.seconds = time.perf_counter() - start
 
 
 def run_module(
@@ -86,6 +112,10 @@ def _run(command: Sequence[str], environment: Mapping[str, str], *, sink: Binary
         except BaseException:  # Ctrl-C among them: the child must not go on writing
             child.kill()
             raise
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    for cost in _watched:
+        cost.peak_rss_bytes = max(cost.peak_rss_bytes, usage.ru_maxrss * _RSS_UNIT_BYTES)
     return child.returncode
 
 

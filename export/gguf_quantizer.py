@@ -40,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     held: list[Any] = []  # what the parameters only point to
     if request["imatrix"] is not None:
         _add_imatrix(params, Path(request["imatrix"]), held)
+    if request["overrides"]:
+        _add_overrides(params, request["overrides"], held)
     target = request["target"]
     status = int(llama_cpp.llama_model_quantize(request["source"].encode(), target.encode(), params))
     found = {name: kind.upper() for name, kind in _FALLBACK.findall("".join(log))}
@@ -76,6 +78,18 @@ def _add_imatrix(params: Any, path: Path, held: list[Any]) -> None:
             override.value.val_i64 = value
     held += [entries, array, overrides]
     params.imatrix, params.kv_overrides = array, overrides
+
+
+def _add_overrides(params: Any, types: Mapping[str, str], held: list[Any]) -> None:
+    """Point `params` to the types of single tensors."""
+    import llama_cpp
+    from gguf import GGMLQuantizationType
+
+    array = (llama_cpp.llama_model_tensor_override * (len(types) + 1))()  # the last one is empty
+    for override, (pattern, kind) in zip(array, types.items(), strict=False):
+        override.pattern, override.type = pattern.encode(), int(GGMLQuantizationType[kind])
+    held.append(array)
+    params.tt_overrides = array
 
 
 if __name__ == "__main__":

@@ -13,7 +13,12 @@ from .gguf_quantizer import FALLBACKS_SUFFIX
 
 
 def quantize_gguf(
-    source: Path, target: Path, *, type_name: str, imatrix: Path | None = None
+    source: Path,
+    target: Path,
+    *,
+    type_name: str,
+    imatrix: Path | None = None,
+    overrides: Mapping[str, str] | None = None,
 ) -> Mapping[str, str]:
     """Quantize the matrices of a GGUF.
 
@@ -22,6 +27,7 @@ def quantize_gguf(
         target: The file to write.
         type_name: llama.cpp's name of the mix, such as `Q8_0` or `Q4_K_M`.
         imatrix: An importance matrix to go by.
+        overrides: Other types, by a regular expression of the tensor's name; the first that is found counts.
 
     Returns:
         By tensor, the type that the quantizer meant where it had to store another.
@@ -34,6 +40,7 @@ def quantize_gguf(
         "target": str(target),
         "file_type": type_name,
         "imatrix": str(imatrix) if imatrix else None,
+        "overrides": dict(overrides or {}),
         "threads": available_cores(),
     }
     found = Path(f"{target}{FALLBACKS_SUFFIX}")

@@ -42,6 +42,7 @@ class Scheme(StrEnum):
     GGUF_IQ1_S = "gguf-iq1_s"
     GGUF_TQ2_0 = "gguf-tq2_0"
     GGUF_TQ1_0 = "gguf-tq1_0"
+    GGUF_MIXED = "gguf-mixed"
     ONNX_FP32 = "onnx-fp32"
     ONNX_INT8 = "onnx-int8"
     ONNX_INT4 = "onnx-int4"
@@ -74,7 +75,7 @@ class Mix:
 
 def mix_of(scheme: Scheme) -> Mix | None:
     """Return llama.cpp's mix, or None for a scheme that its quantizer does not make."""
-    if scheme not in GGUF_SCHEMES or scheme in CONVERTED:
+    if scheme not in GGUF_SCHEMES or scheme in (*CONVERTED, Scheme.GGUF_MIXED):
         return None
     return Mix(
         file_type=scheme.type_name.upper(), head=_HEADS.get(scheme, "Q5_K" if _is_tiny(scheme) else "Q6_K")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -9,6 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from ammd.settings import Settings
 
 from .schemes import DEFAULT_SCHEMES, Scheme, needs_imatrix
+
+_UNITS = {"mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(mb|mib|gb|gib)", re.IGNORECASE)
 
 
 class ImatrixSettings(Settings):
@@ -19,6 +23,38 @@ class ImatrixSettings(Settings):
     the texts that the student was trained on."""
     max_tokens: int = Field(default=16384, ge=1)
     """Read at most this many tokens, from the front."""
+
+
+class MixedSettings(Settings):
+    """The budget of `gguf-mixed`, one of the three; within it each tensor gets the type that the model needs."""
+
+    size: str | None = None
+    """Of the whole file, as `90 MB` or `85 MiB`."""
+    bits: float | None = Field(default=None, gt=0)
+    """Bits per weight, all tensors together."""
+    max_kl: float | None = Field(default=None, gt=0)
+    """Highest KL(checkpoint || file), in nats a token of the texts that the choice is measured on."""
+
+    @property
+    def size_bytes(self) -> int:
+        """`size` as a number."""
+        assert self.size is not None
+        found = _SIZE.fullmatch(self.size.strip())
+        assert found is not None  # it was checked
+        return int(float(found[1]) * _UNITS[found[2].lower()])
+
+    @field_validator("size")
+    @classmethod
+    def _is_a_size(cls, value: str | None) -> str | None:
+        if value is not None and not _SIZE.fullmatch(value.strip()):
+            raise ValueError("should be a number with MB, MiB, GB or GiB, as `90 MB`")
+        return value
+
+    @model_validator(mode="after")
+    def _is_one_budget(self) -> Self:
+        if sum(value is not None for value in (self.size, self.bits, self.max_kl)) != 1:
+            raise ValueError("name one of `size`, `bits` and `max_kl`")
+        return self
 
 
 class OnnxSettings(Settings):
@@ -48,6 +84,8 @@ class ExportSettings(Settings):
     """Measure an importance matrix and quantize all GGUF files with it; an empty table takes the defaults, absent makes
     none, and then the types that need one (IQ1, IQ2, IQ3_XXS, Q2_K_S) are refused."""
 
+    mixed: MixedSettings | None = None
+    """The budget of `gguf-mixed`."""
     onnx: OnnxSettings = OnnxSettings()
     """Of the ONNX files."""
 
@@ -59,6 +97,12 @@ class ExportSettings(Settings):
         if len(set(schemes)) != len(schemes):
             raise ValueError("a scheme is named twice")
         return schemes
+
+    @model_validator(mode="after")
+    def _a_mixture_has_a_budget(self) -> Self:
+        if (self.mixed is not None) != (Scheme.GGUF_MIXED in self.schemes):
+            raise ValueError("the scheme `gguf-mixed` and a `mixed` table with its budget go together")
+        return self
 
     @model_validator(mode="after")
     def _tiny_types_have_a_matrix(self) -> Self:

@@ -10,7 +10,8 @@ Each step is a child process with captured output. Room on the disk and in memor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from ammd.errors import ExportError
 from ammd.machine import available_memory_bytes, check_free_disk
 from ammd.progress import progress
 
+from .captured import measured
 from .checkpoint_facts import CheckpointFacts, read_checkpoint_facts
 from .gguf_contents import read_contents
 from .imatrix import read_imatrix
 from .measure_imatrix import measure_imatrix
+from .mixed_gguf import write_mixed_gguf
 from .quantize_gguf import quantize_gguf
-from .schemes import GGUF_SCHEMES, ONNX_SCHEMES, Scheme, mix_of
+from .schemes import CONVERTED, GGUF_SCHEMES, ONNX_SCHEMES, Scheme, mix_of
 from .settings import ExportSettings, ImatrixSettings
 from .to_gguf import write_gguf
 from .to_onnx import WEIGHTS, write_onnx
@@ -54,6 +57,7 @@ class ExportInputs:
 
     checkpoint: Path  # a folder with config.json, *.safetensors and tokenizer files
     texts: Path | None = None  # JSONL to measure an importance matrix on, unless the settings name others
+    imatrix: Path | None = None  # one that is there already; the settings then say only that it is wanted
 
 
 def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[str, Any]:
@@ -61,8 +65,9 @@ def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[st
 
     Returns:
         `{"artifacts": [...], "imatrix": ...}`: for each file its name, format, scheme, path (relative to `folder`),
-        bytes, sha256, bits per weight and the tensors that are not stored as asked; of the importance matrix, if there
-        is one, path, sha256 and how many matrices and tokens it covers.
+        bytes, sha256, bits per weight, the tensors that are not stored as asked, and seconds and peak memory of making
+        it (the first quantized GGUF's with the conversion and the importance matrix); of that matrix, if there is one,
+        path, sha256 and how many matrices and tokens it covers.
 
     Raises:
         ArtifactError: The checkpoint is incomplete or damaged, or the disk has too little room.
@@ -72,7 +77,9 @@ def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[st
     facts = read_checkpoint_facts(inputs.checkpoint)
     check_free_disk(folder, need_bytes=estimate_disk_bytes(facts, settings.schemes), purpose="the export")
     _check_memory(facts, settings)
-    texts = _texts(inputs, settings.imatrix)
+    texts = _texts(inputs, settings)
+    if inputs.imatrix:
+        read_imatrix(inputs.imatrix)  # refused before any work, if at all
     f16 = folder / _file_name(Scheme.GGUF_F16)
     artifacts: list[dict[str, Any]] = []
     imatrix: dict[str, Any] | None = None
@@ -81,27 +88,34 @@ def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[st
             report(done, scheme.value)
             target = folder / _file_name(scheme)
             meant: Mapping[str, str] = {}
-            if scheme in ONNX_SCHEMES:
-                precision = scheme.type_name
-                write_onnx(inputs.checkpoint, target, precision=precision, settings=settings.onnx)
-            elif (mix := mix_of(scheme)) is None:
-                _convert(inputs.checkpoint, target, scheme)
-            else:
-                if not f16.exists():
-                    _convert(inputs.checkpoint, f16, Scheme.GGUF_F16)
-                if settings.imatrix and imatrix is None:
-                    report(done, "imatrix")
-                    imatrix = _measure(
-                        inputs.checkpoint,
-                        folder / IMATRIX,
-                        f16=f16,
-                        texts=texts,
-                        max_tokens=settings.imatrix.max_tokens,
-                    )
-                    report(done, scheme.value)
-                matrix = folder / IMATRIX if imatrix else None
-                meant = quantize_gguf(f16, target, type_name=mix.file_type, imatrix=matrix)
-            artifacts.append(_describe(scheme, target, facts, meant=meant))
+            more: dict[str, Any] = {}
+            with measured() as cost:
+                if scheme in ONNX_SCHEMES:
+                    write_onnx(inputs.checkpoint, target, precision=scheme.type_name, settings=settings.onnx)
+                elif scheme in CONVERTED:
+                    _convert(inputs.checkpoint, target, scheme)
+                else:
+                    if not f16.exists():
+                        _convert(inputs.checkpoint, f16, Scheme.GGUF_F16)
+                    if settings.imatrix and imatrix is None:
+                        report(done, "imatrix")
+                        imatrix = _imatrix(inputs, settings.imatrix, f16=f16, target=folder / IMATRIX)
+                        report(done, scheme.value)
+                    matrix = folder / IMATRIX if imatrix else None
+                    if settings.mixed and scheme is Scheme.GGUF_MIXED:
+                        meant, choice = write_mixed_gguf(
+                            inputs.checkpoint,
+                            target,
+                            f16=f16,
+                            settings=settings.mixed,
+                            texts=texts,
+                            imatrix=matrix,
+                        )
+                        more["choice"] = choice
+                    elif mix := mix_of(scheme):
+                        meant = quantize_gguf(f16, target, type_name=mix.file_type, imatrix=matrix)
+            more |= {"seconds": round(cost.seconds, 3), "peak_rss_bytes": cost.peak_rss_bytes}
+            artifacts.append(_describe(scheme, target, facts, meant=meant) | more)
         report(len(settings.schemes))
     if Scheme.GGUF_F16 not in settings.schemes:
         f16.unlink(missing_ok=True)  # it was only the quantizer's source
@@ -111,7 +125,7 @@ def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[st
 def estimate_disk_bytes(facts: CheckpointFacts, schemes: tuple[Scheme, ...]) -> int:
     """Return the most that the files of `schemes` can take, the quantizer's F16 source included."""
     written = set(schemes)
-    if any(mix_of(scheme) for scheme in schemes):
+    if any(mix_of(scheme) for scheme in schemes) or Scheme.GGUF_MIXED in written:
         written.add(Scheme.GGUF_F16)
     each = (_DISK_BYTES_PER_WEIGHT.get(scheme, _QUANTIZED_BYTES_PER_WEIGHT) for scheme in written)
     weights = sum(each) * facts.parameters
@@ -144,26 +158,34 @@ def _convert(checkpoint: Path, target: Path, scheme: Scheme) -> None:
         write_gguf(checkpoint, target, name=checkpoint.resolve().name, type_name=scheme.type_name)
 
 
-def _texts(inputs: ExportInputs, settings: ImatrixSettings | None) -> list[Path]:
-    """Return what an importance matrix is measured on; nothing where none is wanted."""
-    if settings is None:
-        return []
-    texts = [Path(text) for text in settings.texts] or [path for path in [inputs.texts] if path]
-    if not texts:
+def _texts(inputs: ExportInputs, settings: ExportSettings) -> list[Path]:
+    """Return what importance matrix and mixture are measured on; nothing where neither is wanted."""
+    named = settings.imatrix.texts if settings.imatrix else ()
+    texts = [Path(text) for text in named] or [path for path in [inputs.texts] if path]
+    if settings.imatrix and not inputs.imatrix and not texts:
         raise ExportError(
             "there are no texts to measure an importance matrix on", hint="name some in `imatrix.texts`"
         )
+    if settings.mixed and not texts:
+        raise ExportError("there are no texts to measure a mixture on", hint="name some in `imatrix.texts`")
     return texts
 
 
-def _measure(
-    checkpoint: Path, target: Path, *, f16: Path, texts: Sequence[Path], max_tokens: int
-) -> dict[str, Any]:
-    measure_imatrix(checkpoint, target, gguf=f16, texts=texts, max_tokens=max_tokens)
-    imatrix = read_imatrix(target)
+def _imatrix(inputs: ExportInputs, settings: ImatrixSettings, *, f16: Path, target: Path) -> dict[str, Any]:
+    """Take the importance matrix that is given, or measure one."""
+    if inputs.imatrix:
+        shutil.copyfile(inputs.imatrix, target)
+    else:
+        texts = [Path(text) for text in settings.texts] or [path for path in [inputs.texts] if path]
+        measure_imatrix(inputs.checkpoint, target, gguf=f16, texts=texts, max_tokens=settings.max_tokens)
+    return _describe_imatrix(target)
+
+
+def _describe_imatrix(path: Path) -> dict[str, Any]:
+    imatrix = read_imatrix(path)
     return {
-        "path": target.name,
-        "sha256": hash_file(target),
+        "path": path.name,
+        "sha256": hash_file(path),
         "matrices": len(imatrix.sums),
         "tokens": int(max(count.max() for count in imatrix.tokens.values())),
         "datasets": list(imatrix.datasets),

@@ -42,9 +42,23 @@ def measure(stage: str, *, settings: Settings, inputs: Mapping[str, Any]) -> dic
 
 
 def export_to(
-    folder: Path, *, checkpoint: Path, texts: Path | None, settings: Settings, force: bool
+    folder: Path,
+    *,
+    checkpoint: Path,
+    texts: Path | None = None,
+    imatrix: Path | None = None,
+    settings: Settings,
+    force: bool,
 ) -> dict[str, Any]:
-    """Export a checkpoint into `folder` and return what was written; `texts` are those it was trained on, if known.
+    """Export a checkpoint into `folder` and return what was written.
+
+    Args:
+        folder: To write.
+        checkpoint: To export.
+        texts: What an importance matrix is measured on, unless the settings name others.
+        imatrix: One that is there already.
+        settings: Of the stage.
+        force: Replace an export that is there.
 
     Raises:
         ArtifactError: There is no such checkpoint, or `folder` is there already and `force` is not given.
@@ -66,9 +80,10 @@ def export_to(
             hint="`--out` names another folder",
             path=str(folder),
         )
-    stage = STAGES["export"]
+    stage, more = STAGES["export"], {"texts": texts, "imatrix": imatrix}
     with staging_folder(folder) as staging:
-        paths = {"checkpoint": str(checkpoint.resolve())} | ({"texts": str(texts)} if texts else {})
+        paths = {"checkpoint": str(checkpoint.resolve())}
+        paths |= {name: str(path.resolve()) for name, path in more.items() if path}
         outcome = run_in_child(stage, inputs=paths, settings=settings, folder=staging)
         document = settings.model_dump(mode="json")
         inputs = {"checkpoint": hash_records(list_files(checkpoint))}

@@ -20,12 +20,18 @@ _PATH = click.Path(path_type=Path)
 )
 @click.argument("checkpoint", type=_PATH)
 @click.option("--out", type=_PATH, help="Folder to write.  [default: CHECKPOINT-export]")
+@click.option("--imatrix", type=_PATH, help="Importance matrix to quantize with, llama.cpp's or ours.")
 @click.option("--force", is_flag=True, help="Replace an export that is there.")
 @set_option
 @json_option
 @screen_options
 def export(
-    checkpoint: Path, out: Path | None, force: bool, overrides: tuple[str, ...], as_json: bool
+    checkpoint: Path,
+    out: Path | None,
+    imatrix: Path | None,
+    force: bool,
+    overrides: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Write CHECKPOINT as GGUF and ONNX files.
 
@@ -37,12 +43,15 @@ def export(
     from .recipe import load_section
     from .table import files_table
 
-    settings = load_section(ExportSettings, overrides)
+    settings = load_section(ExportSettings, ("imatrix={}", *overrides) if imatrix else overrides)
     folder = out or checkpoint.with_name(f"{checkpoint.name}-export")
     texts = None
-    if settings.imatrix and not settings.imatrix.texts:
+    named = settings.imatrix.texts if settings.imatrix else ()
+    if not named and (settings.mixed or (settings.imatrix and not imatrix)):
         texts = find_in_run(checkpoint, "prepare/train.jsonl", option="--set imatrix.texts=[...]")
-    document = export_to(folder, checkpoint=checkpoint, texts=texts, settings=settings, force=force)
+    document = export_to(
+        folder, checkpoint=checkpoint, texts=texts, imatrix=imatrix, settings=settings, force=force
+    )
     emit(document, lambda: [files_table(document)], as_json=as_json)
     click.echo(document["path"], err=True)
 

@@ -14,6 +14,9 @@ from ammd.export.calibration import read_pieces
 from ammd.export.imatrix import Imatrix, read_imatrix, write_imatrix
 from ammd.export.measure_imatrix import measure_imatrix
 from ammd.export.quantize_gguf import quantize_gguf
+from ammd.export.schemes import Scheme
+from ammd.export.settings import ExportSettings, ImatrixSettings
+from ammd.export.stage import ExportInputs, run
 from ammd.export.to_gguf import write_gguf
 
 IMATRIX = Imatrix(
@@ -103,6 +106,36 @@ def test_measured_matrix_covers_every_layer_and_changes_what_is_written(
     )
     plain, weighted = ((tmp_path / name).read_bytes() for name in ("plain.gguf", "with.gguf"))
     assert plain[-4096:] != weighted[-4096:]
+
+
+def test_a_matrix_that_is_there_is_taken_and_another_file_refused(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    write_imatrix(tmp_path / "given.gguf", IMATRIX)
+    settings = ExportSettings(schemes=(Scheme.GGUF_Q4_0,), imatrix=ImatrixSettings())
+    (tmp_path / "out").mkdir()
+    inputs = ExportInputs(checkpoint=tiny_checkpoint, imatrix=tiny_checkpoint / "config.json")
+    with pytest.raises(ExportError, match=r"config\.json` is not an importance matrix"):
+        run(inputs, settings, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    short = Imatrix(
+        sums={"blk.0.ffn_up.weight": np.ones(64, np.float32)},
+        tokens={"blk.0.ffn_up.weight": np.ones(1, np.float32)},
+        datasets=("theirs",),
+        chunk_tokens=512,
+        chunks=3,
+    )
+    write_imatrix(tmp_path / "given.gguf", short)
+    results = run(
+        ExportInputs(checkpoint=tiny_checkpoint, imatrix=tmp_path / "given.gguf"), settings, tmp_path / "out"
+    )
+    assert results["imatrix"]["datasets"] == ["theirs"]
+    from gguf import GGUFReader
+
+    fields = GGUFReader(tmp_path / "out" / "student-q4_0.gguf").fields
+    assert fields["quantize.imatrix.dataset"].contents() == "theirs"
+    assert fields["quantize.imatrix.chunks_count"].contents() == 3
+    assert fields["quantize.imatrix.entries_count"].contents() == 1
 
 
 def test_modules_without_a_tensor_are_left_out(tiny_checkpoint: Path, tmp_path: Path) -> None:

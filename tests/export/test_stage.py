@@ -19,6 +19,7 @@ from ammd.export.settings import ExportSettings, ImatrixSettings
 from ammd.export.single_file import export_file
 from ammd.export.stage import ExportInputs, run
 
+ALL_GGUF = [scheme for scheme in GGUF_SCHEMES if scheme is not Scheme.GGUF_MIXED]
 FILES = {
     "gguf-f16": "student-f16.gguf",
     "gguf-q8_0": "student-q8_0.gguf",
@@ -52,6 +53,8 @@ def test_every_scheme_is_made_and_described(tiny_checkpoint: Path, tmp_path: Pat
             assert entry["format"] == "gguf"
             assert entry["sha256"] == hash_file(path)
             assert entry["bytes"] == path.stat().st_size
+        assert entry["seconds"] > 0
+        assert entry["peak_rss_bytes"] > 10 << 20
     bits = [artifacts[name]["bits_per_weight"] for name in ("gguf-f16", "gguf-q8_0", "gguf-q4_k_m")]
     assert bits == sorted(bits, reverse=True)
     assert (
@@ -71,16 +74,17 @@ def test_every_gguf_type_is_made_and_opens_where_rows_fit(wide_checkpoint: Path,
 
     (tmp_path / "texts.txt").write_text("the cat in a hat. " * 200)
     settings = ExportSettings(
-        schemes=GGUF_SCHEMES, imatrix=ImatrixSettings(texts=(str(tmp_path / "texts.txt"),), max_tokens=1024)
+        schemes=tuple(ALL_GGUF),
+        imatrix=ImatrixSettings(texts=(str(tmp_path / "texts.txt"),), max_tokens=1024),
     )
     folder = tmp_path / "files"
     folder.mkdir()
     results = run(ExportInputs(checkpoint=wide_checkpoint), settings, folder)
-    assert [entry["name"] for entry in results["artifacts"]] == [scheme.value for scheme in GGUF_SCHEMES]
+    assert [entry["name"] for entry in results["artifacts"]] == [scheme.value for scheme in ALL_GGUF]
     assert results["imatrix"]["path"] == "student-imatrix.gguf"
     assert results["imatrix"]["matrices"] == 2 * 7
     assert results["imatrix"]["tokens"] == 1024
-    for scheme, entry in zip(GGUF_SCHEMES, results["artifacts"], strict=True):
+    for scheme, entry in zip(ALL_GGUF, results["artifacts"], strict=True):
         assert entry["fallbacks"] == [], scheme
         mix = mix_of(scheme)
         reader = GGUFReader(folder / entry["path"])
