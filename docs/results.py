@@ -40,7 +40,12 @@ BUDGETS = {"steps": "At equal steps", "seconds": "At equal seconds"}
 def main(arguments: list[str]) -> int:
     """Write or check the page; return 1 if a check found it out of date."""
     objectives = read("objectives")
-    parts = [*objectives_part(objectives), *real_part(objectives), *ablation_part(read("ablation"))]
+    parts = [
+        *objectives_part(objectives),
+        *real_part(objectives),
+        *ablation_part(read("ablation")),
+        *export_part(read("export")),
+    ]
     page = MADE + "\n\n".join(parts) + "\n"
     path = FOLDER / "results.md"
     if "--check" in arguments:
@@ -125,6 +130,50 @@ def ablation_part(document: Mapping[str, Any]) -> Iterable[str]:
         f"{describe(rows, document)}."
     )
     yield method_table([row for row in rows if "minus" not in row])
+
+
+def export_part(document: Mapping[str, Any]) -> Iterable[str]:
+    """Yield the table of every scheme."""
+    machine = document["machine"]
+    yield "## What each file costs and loses"
+    yield (
+        "`python benchmarks/export.py`; KL, top-1 agreement and perplexity against the checkpoint on held-out text, decoding and\n"
+        "making on "
+        f"{machine['cores']} cores of {machine['cpu']}, revision {str(document['revision'])[:7]}. Fallbacks are tensors that\n"
+        "llama.cpp stores in a larger type than was meant, because its blocks do not fit their rows."
+    )
+    head = [
+        "scheme",
+        "imatrix",
+        "MB",
+        "bits a weight",
+        "fallbacks",
+        "KL, nats",
+        "same top-1, %",
+        "perplexity, %",
+    ]
+    head += ["decode, tokens/s", "made in, s", "peak, MB"]
+    for model in dict.fromkeys(row["model"] for row in document["rows"]):
+        yield f"**{model}**"
+        lines = [head, ["---"] * len(head)]
+        for row in document["rows"]:
+            if row["model"] == model:
+                lines.append(
+                    [
+                        f"`{row['scheme']}`",
+                        "yes" if row["imatrix"] else "",
+                        f"{row['file_bytes'] / 1e6:.1f}",
+                        f"{row['bits_per_weight']:.2f}",
+                        str(row["fallbacks"]),
+                        f"{row['kl_nats']:.2g}",
+                        f"{100 * row['top1']:.1f}",
+                        f"{100 * row['perplexity_change']:+.2f}",
+                        f"{row['decode_tokens_per_s']:.0f}",
+                        f"{row['seconds']:.0f}",
+                        f"{row['peak_rss_bytes'] / 1e6:.0f}",
+                    ]
+                )
+        yield "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def describe(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:

@@ -166,7 +166,7 @@ def expected_losses(
     for piece in pieces:
         logits = model(input_ids=torch.tensor([list(piece)]), use_cache=False).logits[0].float()
         drawn = torch.multinomial(logits.detach().softmax(-1), 1).squeeze(1)
-        torch.nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
+        torch.autograd.backward(torch.nn.functional.cross_entropy(logits, drawn, reduction="sum"))
         for name, weight in weights.items():
             assert weight.grad is not None
             for kind, found in totals.items():

@@ -18,6 +18,7 @@ from ammd.errors import ArtifactError
 
 from .cache import Done
 from .columns import show, used_columns, value_of
+from .file_notes import file_notes
 from .open_run import RECIPE_NAME, REPORT_NAME, SUMMARY_NAME
 from .plots import draw_curves, draw_trade
 from .recipe import Recipe
@@ -94,6 +95,7 @@ def render_report(
         table=[(row["name"], [show(value_of(row, column), column) for column in columns]) for row in rows],
         plots=[(plot.title, plot.caption, Markup(plot.svg)) for plot in plots],
         parity=_facts(summary["artifacts"], "parity"),
+        notes={row["name"]: file_notes(row) for row in summary["artifacts"]},
         answers=answers[:_SHOWN_ANSWERS],
         recipe_text=recipe_text,
     )
@@ -118,7 +120,10 @@ def _facts(rows: list[dict[str, Any]], section: str) -> tuple[list[str], list[tu
     having = [(row["name"], row[section]) for row in rows if row.get(section)]
     keys = list(
         dict.fromkeys(
-            key for _, facts in having for key, value in facts.items() if not isinstance(value, dict | list)
+            key
+            for _, facts in having
+            for key, value in facts.items()
+            if not isinstance(value, dict | list) and key != "sha256"  # stands with the files
         )
     )
     return keys, [(name, [_plain(facts.get(key)) for key in keys]) for name, facts in having]

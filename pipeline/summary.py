@@ -38,6 +38,7 @@ def build_summary(recipe: Recipe, folder: Path, done: Mapping[str, Done]) -> dic
         "models": [_model_row(name, done) for name, (stage, _) in CHECKPOINTS.items() if stage in done],
         "vocabulary": _results(done, "prepare").get("vocabulary"),
         "artifacts": [_artifact_row(row, done) for row in _results(done, "export").get("artifacts", [])],
+        "imatrix": _results(done, "export").get("imatrix"),
         "machine": describe_machine(),
         "versions": dict(last.versions) if last else {},
         "recipe": recipe.model_dump(mode="json"),

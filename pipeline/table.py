@@ -108,9 +108,17 @@ def doctor_table(document: Mapping[str, Any]) -> Table:
 
 def files_table(document: Mapping[str, Any]) -> Table:
     """Return what an export wrote."""
-    table = _table(f"written to {document['path']}", "file", ["MiB", "bits per weight"])
+    headings = ["MiB", "bits per weight", "stored otherwise", "seconds", "peak MiB"]
+    table = _table(f"written to {document['path']}", "file", headings)
     for row in document["artifacts"]:
-        table.add_row(row["name"], f"{row['bytes'] / 2**20:,.1f}", f"{row['bits_per_weight']:.2f}")
+        table.add_row(
+            row["name"],
+            f"{row['bytes'] / 2**20:,.1f}",
+            f"{row['bits_per_weight']:.2f}",
+            str(len(row["fallbacks"]) or "–"),
+            f"{row['seconds']:.1f}",
+            f"{row['peak_rss_bytes'] / 2**20:,.0f}",
+        )
     return table
 
 

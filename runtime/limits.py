@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 # Highest mean KL(checkpoint || file) a token, in nats. The first group claims to be the checkpoint: what is left is
 # rounding. The others are faults of a kind that no rounding explains: about four times what SmolLM2-135M loses, the
-# smallest and so the most sensitive of the models that this is meant for (docs/export.md has its table). Types of
+# smallest and so the most sensitive of the models that this is meant for (docs/results.md has the table). Types of
 # two bits and less have no limit: what they lose depends on the model alone.
 KL_LIMITS: Mapping[str, float] = {
     "gguf-f32": 1e-4,

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from ammd.pipeline.columns import COLUMNS, show, used_columns, value_of
+from ammd.pipeline.file_notes import file_notes
 from ammd.pipeline.plots import _phase_border, _running_seconds, draw_curves, draw_trade
 from ammd.pipeline.recipe import load_recipe
 from ammd.pipeline.report import render_report
@@ -40,6 +41,22 @@ def test_page_shows_models_plots_proofs_answers_stages_machine_and_recipe(page):
     for text in (*headings, "Stages", "Machine and versions", "Recipe", "layers = 1", "kl nats"):
         assert text in page
     assert page.count("<svg") == 4  # trade, loss, distances, KL
+
+
+def test_page_says_what_is_stored_otherwise_and_what_a_mixture_was_chosen_for(page):
+    assert "2 tensors of rows of 576 weights stored as Q5_0 instead of Q4_K" in page
+    assert "student-imatrix.gguf: 7 matrices on" in page
+    choice = {
+        "budget": {"size": "80 MB"},
+        "tensors": {"Q4_K": 100, "Q6_K": 1},
+        "expected_kl_nats": 0.0301,
+        "measured_kl_nats": 0.0402,
+    }
+    (note,) = file_notes({"fallbacks": [], "choice": choice})
+    assert note == (
+        "chosen for size = 80 MB: 100 Q4_K, 1 Q6_K; KL 0.0402 nats a token on texts kept back (expected 0.0301)"
+    )
+    assert file_notes({}) == []
 
 
 def test_page_of_a_trimmed_run_says_what_is_left(tmp_path, recipe_path):

@@ -120,9 +120,21 @@ def _export(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
                 "bytes": path.stat().st_size,
                 "sha256": "0" * 64,
                 "bits_per_weight": 8.5,
+                "fallbacks": [
+                    {
+                        "tensor": f"blk.{n}.ffn_up.weight",
+                        "asked": "Q4_K",
+                        "stored": "Q5_0",
+                        "row_weights": 576,
+                    }
+                    for n in range(2)
+                ],
+                "seconds": 1.5,
+                "peak_rss_bytes": 3 << 20,
             }
         )
-    return {"artifacts": artifacts}
+    imatrix = {"path": "student-imatrix.gguf", "sha256": "1" * 64, "matrices": 7, "tokens": 99}
+    return {"artifacts": artifacts, "imatrix": imatrix}
 
 
 def _verify(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
