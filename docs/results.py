@@ -137,10 +137,10 @@ def export_part(document: Mapping[str, Any]) -> Iterable[str]:
     machine = document["machine"]
     yield "## What each file costs and loses"
     yield (
-        "`python benchmarks/export.py`; KL, top-1 agreement and perplexity against the checkpoint on held-out text, decoding and\n"
-        "making on "
-        f"{machine['cores']} cores of {machine['cpu']}, revision {str(document['revision'])[:7]}. Fallbacks are tensors that\n"
-        "llama.cpp stores in a larger type than was meant, because its blocks do not fit their rows."
+        "`python benchmarks/export.py`; KL, top-1 agreement and perplexity against the checkpoint on held-out text,\n"
+        f"decoding and making on {machine['cores']} cores of {machine['cpu']}, revision "
+        f"{str(document['revision'])[:7]}. Fallbacks are tensors that\nllama.cpp stores in a larger type than was "
+        "meant, because its blocks do not fit their rows."
     )
     head = [
         "scheme",

@@ -13,8 +13,10 @@ from pathlib import Path
 from ammd.errors import ExportError
 
 from .captured import run_module
+from .checkpoint_facts import read_json
 from .gguf_contents import read_matrices
 from .llama_source import source_tree
+from .misread import check_gguf
 
 
 def write_gguf(checkpoint: Path, target: Path, *, name: str, type_name: str = "f16") -> None:
@@ -30,6 +32,7 @@ def write_gguf(checkpoint: Path, target: Path, *, name: str, type_name: str = "f
         FetchError: llama.cpp's source cannot be had.
         ExportError: The converter does not know the architecture or tokenizer, or a weight does not fit F16.
     """
+    check_gguf(checkpoint, read_json(checkpoint / "config.json"))
     tree = source_tree()
     options = ["--outtype", type_name, "--outfile", str(target), "--model-name", name]
     run_module(

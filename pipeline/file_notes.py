@@ -25,7 +25,5 @@ def _choice(choice: Mapping[str, Any] | None) -> list[str]:
         return []
     ((what, limit),) = choice["budget"].items()
     types = ", ".join(f"{count} {kind}" for kind, count in choice["tensors"].items())
-    return [
-        f"chosen for {what} = {limit}: {types}; KL {choice['measured_kl_nats']:.3g} nats a token on texts kept back "
-        f"(expected {choice['expected_kl_nats']:.3g})"
-    ]
+    kl = f"KL {choice['measured_kl_nats']:.3g} nats a token on texts kept back"
+    return [f"chosen for {what} = {limit}: {types}; {kl} (expected {choice['expected_kl_nats']:.3g})"]

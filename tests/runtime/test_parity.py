@@ -95,6 +95,16 @@ def test_token_fault_names_text_and_place(make_engine: Callable) -> None:
     assert "2 tokens instead of 3" in parity.check_token_ids(engine, [{"text": "ab", "ids": [97, 98, 0]}])[0]
 
 
+def test_text_that_is_only_not_composed_is_noted(make_engine: Callable) -> None:
+    engine = make_engine(zeros)
+    apart, together = "e\u0301", "\u00e9"
+    probes = [{"text": apart, "ids": list(together.encode())}]
+    assert parity.check_token_ids(engine, probes) == []
+    assert "not composed (NFC)" in parity.composition_notes(engine, probes)[0]
+    assert parity.check_token_ids(engine, [{"text": apart, "ids": [1]}]) != []
+    assert parity.composition_notes(engine, [{"text": apart, "ids": list(apart.encode())}]) == []
+
+
 def test_chat_faults_name_the_chat(make_engine: Callable) -> None:
     engine = make_engine(zeros)
     chat = {"name": "one turn", "messages": [{"role": "user", "content": "x"}]}
