@@ -12,9 +12,9 @@ import pytest
 from pydantic import ValidationError
 
 from ammd.errors import ExportError
-from ammd.export.allocation import Option, best_within, finest, smallest, worthwhile
+from ammd.export.allocation import Option, Plan, best_within, finest, smallest, worthwhile
 from ammd.export.schemes import Scheme
-from ammd.export.sensitivity import expected_losses, row_order
+from ammd.export.sensitivity import _choose, expected_losses, row_order
 from ammd.export.settings import ExportSettings
 from ammd.export.stage import ExportInputs, run
 
@@ -113,39 +113,70 @@ def _mixed(checkpoint: Path, folder: Path, texts: Path | None, **budget: Any) ->
     return found
 
 
+@pytest.fixture(scope="module")
+def small(
+    wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, texts: Path
+) -> tuple[Path, dict[str, Any]]:
+    """A mixture of four bits a weight, and its facts."""
+    folder = tmp_path_factory.mktemp("mixed") / "small"
+    return folder / "student-mixed.gguf", _mixed(wide_checkpoint, folder, texts, bits=4.0)
+
+
 @pytest.mark.real
 def test_a_mixture_keeps_its_budget_and_a_larger_one_loses_less(
-    wide_checkpoint: Path, tmp_path: Path, texts: Path
+    small: tuple[Path, dict[str, Any]], wide_checkpoint: Path, tmp_path: Path, texts: Path
 ) -> None:
     from ammd.runtime.engine import open_engine
 
-    small = _mixed(wide_checkpoint, tmp_path / "small", texts, bits=4.0)
-    large = _mixed(wide_checkpoint, tmp_path / "large", texts, size=f"{small['bytes'] * 1.5 / 1e6:.3f} MB")
-    assert small["bits_per_weight"] <= 4.0
-    assert small["bytes"] < large["bytes"] <= small["bytes"] * 1.5 + 1000
-    assert large["choice"]["expected_kl_nats"] < small["choice"]["expected_kl_nats"]
-    assert len(small["choice"]["tensors"]) > 1  # a mixture
-    assert sum(small["choice"]["tensors"].values()) == 2 * 7 + 1
-    assert small["choice"]["budget"] == {"bits": 4.0}
-    with open_engine(tmp_path / "small" / "student-mixed.gguf", threads=1, context_tokens=16) as engine:
+    path, facts = small
+    large = _mixed(wide_checkpoint, tmp_path / "large", texts, size=f"{facts['bytes'] * 1.5 / 1e6:.3f} MB")
+    assert facts["bits_per_weight"] <= 4.0
+    assert facts["bytes"] < large["bytes"] <= facts["bytes"] * 1.5 + 1000
+    assert large["choice"]["expected_kl_nats"] < facts["choice"]["expected_kl_nats"]
+    assert len(facts["choice"]["tensors"]) > 1  # a mixture
+    assert sum(facts["choice"]["tensors"].values()) == 2 * 7 + 1
+    assert facts["choice"]["budget"] == {"bits": 4.0}
+    with open_engine(path, threads=1, context_tokens=16) as engine:
         assert np.isfinite(engine.prefill([1, 20, 30])).all()
-    again = _mixed(wide_checkpoint, tmp_path / "again", texts, bits=4.0)
-    assert again["sha256"] == small["sha256"]
 
 
 @pytest.mark.real
 def test_a_quality_budget_is_kept_with_the_fewest_bytes(
-    wide_checkpoint: Path, tmp_path: Path, texts: Path
+    small: tuple[Path, dict[str, Any]], wide_checkpoint: Path, tmp_path: Path, texts: Path
 ) -> None:
-    small = _mixed(wide_checkpoint, tmp_path / "small", texts, bits=4.0)
-    limit = small["choice"]["measured_kl_nats"] / 2
+    _, facts = small
+    limit = facts["choice"]["measured_kl_nats"] / 2
     found = _mixed(wide_checkpoint, tmp_path / "found", texts, max_kl=limit)
     assert found["choice"]["measured_kl_nats"] <= limit
-    assert found["bytes"] > small["bytes"]
-    with pytest.raises(ExportError, match=r"the finest mixture is .* nats a token from the checkpoint"):
-        _mixed(wide_checkpoint, tmp_path / "none", texts, max_kl=1e-12)
-    with pytest.raises(ExportError, match=r"the smallest mixture takes \d+ bytes of weights"):
-        _mixed(wide_checkpoint, tmp_path / "too small", texts, size="0.01 MB")
+    assert found["bytes"] > facts["bytes"]
+
+
+class FakeTrial:
+    """Measures twice what was expected."""
+
+    def kl(self, plan: Plan) -> float:
+        return 2 * plan.loss
+
+
+def test_the_choice_goes_by_what_is_measured() -> None:
+    options = {f"t{index}": _options((100, 1.0), (200, 0.5), (400, 0.1)) for index in range(20)}
+
+    def choose(**limit: Any) -> tuple[Plan, float]:
+        given = {"bytes_limit": None, "max_kl": None} | limit
+        return _choose(options, FakeTrial(), **given)  # type: ignore[arg-type]
+
+    plan, kl = choose(max_kl=20.0)
+    assert kl == pytest.approx(2 * plan.loss)
+    assert kl <= 20
+    # Ten nats are expected there, which takes 20 tensors of 200 bytes; less than a step of the search above it.
+    assert 4000 <= plan.bytes <= 4000 + 200
+    assert choose(bytes_limit=4000)[0].bytes == 4000
+    with pytest.raises(ExportError, match=r"the finest mixture is 4 nats a token .* `max_kl` is 1"):
+        choose(max_kl=1.0)
+    with pytest.raises(
+        ExportError, match="the smallest mixture takes 2000 bytes of weights, the budget leaves 50"
+    ):
+        choose(bytes_limit=50)
 
 
 def test_a_mixture_needs_texts(tiny_checkpoint: Path, tmp_path: Path) -> None:

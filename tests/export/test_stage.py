@@ -14,12 +14,28 @@ from ammd.artifact import hash_file, hash_records, list_files
 from ammd.errors import ArtifactError, ExportError
 from ammd.export import single_file, stage
 from ammd.export.checkpoint_facts import read_checkpoint_facts
-from ammd.export.schemes import DEFAULT_SCHEMES, GGUF_SCHEMES, Scheme, mix_of
+from ammd.export.schemes import DEFAULT_SCHEMES, Scheme, mix_of
 from ammd.export.settings import ExportSettings, ImatrixSettings
 from ammd.export.single_file import export_file
 from ammd.export.stage import ExportInputs, run
 
-ALL_GGUF = [scheme for scheme in GGUF_SCHEMES if scheme is not Scheme.GGUF_MIXED]
+# Of each kind of type at least one; each takes a second to start its process. test_settings.py has that llama.cpp
+# knows them all.
+NAMES = (
+    "f32",
+    "bf16",
+    "q8_0",
+    "q6_k",
+    "q5_k_m",
+    "q4_k_m",
+    "iq4_xs",
+    "q3_k_m",
+    "iq3_xxs",
+    "iq2_xs",
+    "iq1_s",
+    "tq1_0",
+)
+GGUF_TYPES = [Scheme(f"gguf-{name}") for name in NAMES]
 FILES = {
     "gguf-f16": "student-f16.gguf",
     "gguf-q8_0": "student-q8_0.gguf",
@@ -66,25 +82,25 @@ def test_every_scheme_is_made_and_described(tiny_checkpoint: Path, tmp_path: Pat
 
 
 @pytest.mark.real
-def test_every_gguf_type_is_made_and_opens_where_rows_fit(wide_checkpoint: Path, tmp_path: Path) -> None:
-    """With an importance matrix all of llama.cpp's types; each at its own size, and llama.cpp reads it."""
+def test_gguf_types_are_made_and_open_where_rows_fit(wide_checkpoint: Path, tmp_path: Path) -> None:
+    """With an importance matrix; each at its own size, and llama.cpp reads it."""
     from gguf import GGUFReader
 
     from ammd.runtime.engine import open_engine
 
     (tmp_path / "texts.txt").write_text("the cat in a hat. " * 200)
     settings = ExportSettings(
-        schemes=tuple(ALL_GGUF),
+        schemes=tuple(GGUF_TYPES),
         imatrix=ImatrixSettings(texts=(str(tmp_path / "texts.txt"),), max_tokens=1024),
     )
     folder = tmp_path / "files"
     folder.mkdir()
     results = run(ExportInputs(checkpoint=wide_checkpoint), settings, folder)
-    assert [entry["name"] for entry in results["artifacts"]] == [scheme.value for scheme in ALL_GGUF]
+    assert [entry["name"] for entry in results["artifacts"]] == [scheme.value for scheme in GGUF_TYPES]
     assert results["imatrix"]["path"] == "student-imatrix.gguf"
     assert results["imatrix"]["matrices"] == 2 * 7
     assert results["imatrix"]["tokens"] == 1024
-    for scheme, entry in zip(ALL_GGUF, results["artifacts"], strict=True):
+    for scheme, entry in zip(GGUF_TYPES, results["artifacts"], strict=True):
         assert entry["fallbacks"] == [], scheme
         mix = mix_of(scheme)
         reader = GGUFReader(folder / entry["path"])
@@ -94,19 +110,7 @@ def test_every_gguf_type_is_made_and_opens_where_rows_fit(wide_checkpoint: Path,
         with open_engine(folder / entry["path"], threads=1, context_tokens=16) as engine:
             assert np.isfinite(engine.prefill([1, 20, 30])).all()
     bits = {entry["name"]: entry["bits_per_weight"] for entry in results["artifacts"]}
-    order = [
-        "f32",
-        "bf16",
-        "q8_0",
-        "q6_k",
-        "q5_k_m",
-        "q5_k_s",
-        "q4_k_m",
-        "iq4_xs",
-        "q3_k_m",
-        "iq3_xxs",
-        "iq2_xs",
-    ]
+    order = NAMES[:-1]  # by size, but for the last
     sizes = [bits[f"gguf-{name}"] for name in order]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == len(sizes)
