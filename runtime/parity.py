@@ -54,7 +54,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     """
     folder = Path(request["reference"])
     facts = read_model_file(Path(request["path"]))
-    sizes = check_sizes(facts, checkpoint_facts(Path(request["checkpoint"])))
+    checkpoint = checkpoint_facts(Path(request["checkpoint"]))
     reference = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
     longest = max(len(ids) for _, ids in reference["texts"])
     longest_greedy = max(len(row["prompt_ids"]) + len(row["ids"]) for row in reference["greedy"])
@@ -62,7 +62,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         Path(request["path"]), threads=request["threads"], context_tokens=max(longest, longest_greedy)
     ) as engine:
         faults = [
-            *sizes,
+            *check_sizes(facts, checkpoint),
             *check_token_ids(engine, reference["probes"]),
             *check_chats(engine, reference["chats"]),
             *check_bos(engine, reference),
@@ -73,7 +73,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
             "bytes": facts.bytes,
             "sha256": facts.sha256,
             "token_texts": len(reference["probes"]),
-            "notes": composition_notes(engine, reference["probes"]),
+            "notes": [*size_notes(facts, checkpoint), *composition_notes(engine, reference["probes"])],
             "chats": len(reference["chats"]),
             "end_token_ids": sorted(engine.end_token_ids),
         }
@@ -92,13 +92,19 @@ def check_sizes(found: ModelFile, expected: Mapping[str, Any]) -> list[str]:
         faults.append(
             f"the vocabulary has {found.vocab_size} tokens, the checkpoint's {expected['vocab_size']}"
         )
-    if found.tied_head is not None and found.tied_head != expected["tied_head"]:
-        how = "shares its matrix with" if found.tied_head else "is stored beside"
-        faults.append(f"the output {how} the embedding, unlike the checkpoint's")
+    if found.tied_head and not expected["tied_head"]:
+        faults.append("the output shares its matrix with the embedding, unlike the checkpoint's")
     contexts = (found.context_tokens, expected["context_tokens"])
     if None not in contexts and contexts[0] != contexts[1]:
         faults.append(f"the context has {contexts[0]} tokens, the checkpoint's {contexts[1]}")
     return faults
+
+
+def size_notes(found: ModelFile, expected: Mapping[str, Any]) -> list[str]:
+    """Return what makes the file larger than it has to be; it computes the same."""
+    if found.tied_head is False and expected["tied_head"]:
+        return ["the embedding is stored twice, although the checkpoint's output shares it"]
+    return []
 
 
 def check_token_ids(engine: Engine, probes: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -82,6 +82,11 @@ def test_sizes_that_differ_are_faults() -> None:
         "the output shares its matrix with the embedding, unlike the checkpoint's",
         "the context has 64 tokens, the checkpoint's 32",
     ]
+    twice = ModelFile(bytes=1, sha256="0", vocab_size=10, context_tokens=64, tied_head=False)
+    tied = {"vocab_size": 10, "context_tokens": 64, "tied_head": True}
+    assert parity.check_sizes(twice, tied) == []
+    assert "stored twice" in parity.size_notes(twice, tied)[0]
+    assert parity.size_notes(found, tied) == []
     unsaid = ModelFile(bytes=1, sha256="0", vocab_size=None, context_tokens=None, tied_head=None)
     assert parity.check_sizes(unsaid, {"vocab_size": 12, "context_tokens": 32, "tied_head": False}) == []
 
