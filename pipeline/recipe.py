@@ -21,7 +21,7 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from ammd.distill.settings import DistillSettings, PrepareSettings
 from ammd.errors import RecipeError
-from ammd.export.settings import ExportSettings
+from ammd.export.settings import ExportSettings, OnnxSettings
 from ammd.runtime.settings import BenchSettings, EvaluateSettings, VerifySettings
 from ammd.settings import Settings
 
@@ -140,6 +140,12 @@ def _find_contradictions(recipe: Recipe) -> list[Fault]:
     trained_for, made = recipe.distill.quantize_as, recipe.export.schemes
     if trained_for is not None and trained_for not in made:
         text = f"should be one of `export.schemes`, {', '.join(f'`{scheme}`' for scheme in made)}"
+        faults.append(Fault(path=("distill", "quantize_as"), value=trained_for, text=text))
+    if trained_for == "onnx-int4" and recipe.export.onnx != OnnxSettings():
+        text = "rounds as the defaults of `export.onnx` do: leave those keys out"
+        faults.append(Fault(path=("distill", "quantize_as"), value=trained_for, text=text))
+    if trained_for == "gguf-q4_0" and recipe.export.imatrix is not None:
+        text = "rounds as without an importance matrix: leave `export.imatrix` out"
         faults.append(Fault(path=("distill", "quantize_as"), value=trained_for, text=text))
     stages, steps = getattr(recipe.prepare.student, "stages", 1), recipe.distill.warm.steps
     if steps < stages:

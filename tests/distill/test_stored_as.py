@@ -26,6 +26,7 @@ from ammd.export import to_onnx
 from ammd.export.gguf_contents import read_matrices
 from ammd.export.quantize_gguf import quantize_gguf
 from ammd.export.schemes import Scheme
+from ammd.export.settings import OnnxSettings
 from ammd.export.to_gguf import write_gguf
 from ammd.export.to_onnx import write_onnx
 
@@ -114,7 +115,8 @@ def test_a_gguf_holds_what_training_rounds_to(student: Student, tmp_path: Path, 
 
 
 @pytest.mark.skipif(
-    to_onnx._builder_options() is to_onnx._OLD_OPTIONS, reason="an older builder stores another mix"
+    to_onnx._release("onnxruntime-genai") < to_onnx._FIRST_WITH_NEW_OPTIONS,
+    reason="an older builder stores another mix",
 )
 def test_an_onnx_model_holds_what_training_rounds_to(student: Student, tmp_path: Path) -> None:
     write_onnx(student.folder, tmp_path / "onnx")
@@ -219,7 +221,7 @@ def test_an_older_builder_is_refused_where_the_export_stage_gives_it_other_optio
     student = random_model()
     monkeypatch.setattr(stored_as, "_builder_version", lambda: "0.17.9")
     monkeypatch.setattr(to_onnx, "_release", lambda _: (0, 17))
-    assert to_onnx._builder_options() is to_onnx._OLD_OPTIONS
+    assert "int4_block_size=32" in to_onnx.builder_options("int4", OnnxSettings())
     with pytest.raises(DistillError, match=r"onnxruntime-genai `0\.17\.9` stores"):
         roundings_of(student, "onnx-int4")
     assert roundings_of(student, "gguf-q4_0")

@@ -64,6 +64,19 @@ def test_sections_that_contradict_each_other_are_refused(recipe_path):
     assert load_recipe(recipe_path, overrides=changes[:2]).distill.quantize_as == "gguf-q8_0"
 
 
+@pytest.mark.parametrize(
+    ("scheme", "change", "message"),
+    [
+        ("onnx-int4", "export.onnx.symmetric=true", "rounds as the defaults of `export.onnx` do"),
+        ("gguf-q4_0", "export.imatrix={}", "rounds as without an importance matrix"),
+    ],
+)
+def test_training_for_a_file_that_is_rounded_otherwise_is_refused(recipe_path, scheme, change, message):
+    changes = (f'distill.quantize_as="{scheme}"', f'export.schemes=["{scheme}"]')
+    assert f'`distill.quantize_as` = `"{scheme}"`: {message}' in faults_of(recipe_path, *changes, change)
+    load_recipe(recipe_path, overrides=changes)
+
+
 def test_unknown_student_kind_names_the_known_ones(recipe_path):
     message = faults_of(recipe_path, "prepare.student.kind=breadth")
     assert '`prepare.student.kind` = `"breadth"`: should be one of `depth`, `width`, `model`' in message
