@@ -131,7 +131,7 @@ def composition_notes(engine: Engine, probes: Sequence[Mapping[str, Any]]) -> li
 
 def _only_composes(engine: Engine, probe: Mapping[str, Any]) -> bool:
     composed = unicodedata.normalize("NFC", probe["text"])
-    return composed != probe["text"] and engine.tokenize(composed) == probe["ids"]
+    return bool(composed != probe["text"] and engine.tokenize(composed) == probe["ids"])
 
 
 def check_chats(engine: Engine, chats: Sequence[Mapping[str, Any]]) -> list[str]:
