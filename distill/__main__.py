@@ -51,6 +51,12 @@ def main(prepared: Path, out: Path, settings: Path | None, resume: Path | None) 
         if first:  # every process comes to the same error
             click.echo(f"error: {exc}" + (f"\nhint: {exc.hint}" if exc.hint else ""), err=True)
         sys.exit(exc.exit_code)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # All is written. gloo's threads may outlive what they use while the interpreter takes itself apart, and
+        # abort a process that is done.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _train(prepared: Path, out: Path, settings: Path | None, resume: Path | None, *, first: bool) -> None:

@@ -89,6 +89,12 @@ class ExportSettings(Settings):
     onnx: OnnxSettings = OnnxSettings()
     """Of the ONNX files."""
 
+    @property
+    def reads_texts(self) -> bool:
+        """Whether something is measured on the texts that the student was trained on."""
+        named = self.imatrix is not None and bool(self.imatrix.texts)
+        return not named and (self.imatrix is not None or self.mixed is not None)
+
     @field_validator("schemes")
     @classmethod
     def _check_list(cls, schemes: tuple[Scheme, ...]) -> tuple[Scheme, ...]:

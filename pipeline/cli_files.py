@@ -46,8 +46,7 @@ def export(
     settings = load_section(ExportSettings, ("imatrix={}", *overrides) if imatrix else overrides)
     folder = out or checkpoint.with_name(f"{checkpoint.name}-export")
     texts = None
-    named = settings.imatrix.texts if settings.imatrix else ()
-    if not named and (settings.mixed or (settings.imatrix and not imatrix)):
+    if settings.reads_texts and (settings.mixed or not imatrix):
         texts = find_in_run(checkpoint, "prepare/train.jsonl", option="--set imatrix.texts=[...]")
     document = export_to(
         folder, checkpoint=checkpoint, texts=texts, imatrix=imatrix, settings=settings, force=force

@@ -47,7 +47,9 @@ def run_recipe(
 
         teacher, student = prepared.part("teacher"), distilled.part("student")
         heldout = prepared.part("heldout.jsonl")
-        exported = run.stage("export", recipe.export, checkpoint=student, texts=prepared.part("train.jsonl"))
+        # Only files that are measured on texts are made anew for other texts.
+        texts = {"texts": prepared.part("train.jsonl")} if recipe.export.reads_texts else {}
+        exported = run.stage("export", recipe.export, checkpoint=student, **texts)
         files = exported_files(exported)
         run.stage("verify", recipe.verify, checkpoint=student, heldout=heldout, artifacts=files)
 

@@ -48,3 +48,19 @@ def test_empty_or_repeated_schemes_are_refused(schemes: list[str], message: str)
 def test_unknown_key_is_refused() -> None:
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         ExportSettings.model_validate({"scheme": ["onnx-int4"]})
+
+
+@pytest.mark.parametrize(
+    ("document", "reads"),
+    [
+        ({}, False),
+        ({"imatrix": {}}, True),
+        ({"imatrix": {"texts": ["a.txt"]}}, False),
+        ({"schemes": ["gguf-mixed"], "mixed": {"bits": 5}}, True),
+        ({"schemes": ["gguf-mixed"], "mixed": {"bits": 5}, "imatrix": {"texts": ["a.txt"]}}, False),
+    ],
+)
+def test_training_texts_are_read_only_where_nothing_else_is_named(
+    document: dict[str, object], reads: bool
+) -> None:
+    assert ExportSettings.model_validate(document).reads_texts is reads
