@@ -17,7 +17,6 @@ from ammd.artifact import hash_file
 from ammd.errors import ExportError
 
 from .calibration import PIECE_TOKENS, read_pieces
-from .gguf_contents import read_matrices
 from .imatrix import Imatrix, write_imatrix
 
 if TYPE_CHECKING:
@@ -68,11 +67,11 @@ def tensor_names(modules: Sequence[str], gguf: str, *, with_output: bool = False
     """
     from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
 
-    architecture = GGUFReader(gguf).fields["general.architecture"].contents()
+    reader = GGUFReader(gguf)
+    architecture = reader.fields["general.architecture"].contents()
     number = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
-    layers = GGUFReader(gguf).fields[f"{architecture}.block_count"].contents()
-    by_name = get_tensor_name_map(number, layers)
-    stored = {str(tensor.name) for tensor in read_matrices(Path(gguf))}
+    by_name = get_tensor_name_map(number, reader.fields[f"{architecture}.block_count"].contents())
+    stored = {str(tensor.name) for tensor in reader.tensors if len(tensor.shape) > 1}
     named = {module: by_name.get_name(f"{module}.weight", try_suffixes=(".weight",)) for module in modules}
     found = {
         module: name

@@ -17,7 +17,10 @@ _COPY_BYTES = 1 << 24
 
 
 def share_embedding(graph_path: Path, weights_path: Path) -> None:
-    """Rewrite a model of the builder in place, if it has a float lookup beside an int8 head of the same shape."""
+    """Rewrite a model of the builder in place, if it has a float lookup beside an int8 head of the same shape.
+
+    Only for a checkpoint whose head is tied: the shapes of an untied one are the same.
+    """
     import onnx
 
     model = onnx.load(graph_path, load_external_data=False)

@@ -68,7 +68,7 @@ def write_onnx(
     for name in (GRAPH, WEIGHTS, "genai_config.json"):
         if not (folder / name).is_file():
             raise ExportError(f"the ONNX builder wrote no `{name}`", path=str(folder))
-    if precision == "int8":
+    if precision == "int8" and read_checkpoint_facts(checkpoint).tied_head:
         share_embedding(folder / GRAPH, folder / WEIGHTS)
     mend_genai_folder(folder, checkpoint)
 

@@ -55,6 +55,7 @@ def build_tiny_checkpoint(
     intermediate_size: int = 128,
     more_merges: Sequence[tuple[str, str]] = (),
     initializer_range: float = 0.02,
+    tied: bool = True,
 ) -> Path:
     """Write a random llama with the shape of a real one: tied head, GQA, chat template, end token."""
     import torch
@@ -92,7 +93,7 @@ def build_tiny_checkpoint(
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         initializer_range=initializer_range,
         bos_token_id=1,
         eos_token_id=2,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,17 @@ def test_finer_models_are_nearer_to_torch(
         model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
         wanted = model(torch.tensor([ids])).logits[0, -1].numpy()
     assert np.corrcoef(logits, wanted)[0, 1] > bound
+
+
+@needs_new_builder
+def test_an_untied_int8_model_keeps_its_own_embedding(
+    build_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    from ammd.runtime.model_file import read_model_file
+
+    checkpoint = build_checkpoint(tmp_path / "untied", layers=1, tied=False)
+    write_onnx(checkpoint, tmp_path / "m", precision="int8")
+    assert read_model_file(tmp_path / "m").tied_head is False
 
 
 @needs_new_builder
