@@ -8,7 +8,6 @@ for the checkpoint's columns holds for the file's. Like llama.cpp's own tool it 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from ammd.artifact import hash_file
 from ammd.errors import ExportError
 
 from .calibration import PIECE_TOKENS, read_pieces
+from .captured import end_child
 from .imatrix import Imatrix, write_imatrix
 
 if TYPE_CHECKING:
@@ -125,4 +125,4 @@ def _count(tokens: int) -> Any:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    end_child(main)

@@ -8,21 +8,23 @@ fails, the error quotes its end and names the file. `AMMD_VERBOSE=1` shows it as
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
-from ammd.errors import ExportError
+from ammd.errors import AmmdError, ExportError
 
 VERBOSE_VARIABLE = "AMMD_VERBOSE"
 _QUOTED_LINES = 12
+_OWN_ERROR = 70  # status of a child of our own whose last line is its error
 _CHUNK_BYTES = 1 << 16
 _RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024  # of getrusage
 _CHILD_ENVIRONMENT = {
@@ -74,6 +76,10 @@ def run_module(
     log = Path(name)
     with os.fdopen(descriptor, "wb") as sink:
         status = _run(command, {**os.environ, **_CHILD_ENVIRONMENT, **(environment or {})}, sink=sink)
+    if status == _OWN_ERROR:
+        error = json.loads(log.read_text(encoding="utf-8", errors="replace").splitlines()[-1])
+        log.unlink()
+        raise ExportError(error["message"], hint=error["hint"])
     if status != 0:
         end = _last_lines(log)
         reason = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
@@ -84,6 +90,18 @@ def run_module(
             status=status,
         )
     log.unlink()
+
+
+def end_child(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Run a child of our own and end it; an error that has a message reaches the parent as that message alone."""
+    try:
+        main(sys.argv[1:])
+    except AmmdError as exc:
+        sys.stderr.flush()
+        sys.stdout.write("\n" + json.dumps({"message": str(exc), "hint": exc.hint}) + "\n")
+        sys.stdout.flush()
+        os._exit(_OWN_ERROR)  # nothing may print after that line
+    sys.exit(0)
 
 
 def is_verbose() -> bool:

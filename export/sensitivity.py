@@ -12,7 +12,6 @@ The chosen mixture is then put into the model, and its KL measured on texts that
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from ammd.errors import ExportError
 from .activations import tensor_names
 from .allocation import Option, Plan, best_within, finest, smallest
 from .calibration import read_pieces
+from .captured import end_child
 from .gguf_contents import read_matrices
 
 if TYPE_CHECKING:
@@ -257,4 +257,4 @@ def _choose(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    end_child(main)

@@ -138,6 +138,19 @@ def test_a_matrix_that_is_there_is_taken_and_another_file_refused(
     assert fields["quantize.imatrix.entries_count"].contents() == 1
 
 
+def test_texts_that_cannot_be_read_are_named_in_one_line(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    write_gguf(tiny_checkpoint, tmp_path / "f16.gguf", name="tiny")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "Hi"}\nnot json\n')
+    with pytest.raises(ExportError, match=r"^`.*bad\.jsonl` line 2 is not JSON: [^\n]*$"):
+        measure_imatrix(
+            tiny_checkpoint,
+            tmp_path / "i.gguf",
+            gguf=tmp_path / "f16.gguf",
+            texts=[tmp_path / "bad.jsonl"],
+            max_tokens=10,
+        )
+
+
 def test_modules_without_a_tensor_are_left_out(tiny_checkpoint: Path, tmp_path: Path) -> None:
     write_gguf(tiny_checkpoint, tmp_path / "f16.gguf", name="tiny")
     names = tensor_names(["model.layers.0.mlp.up_proj", "lm_head", "else"], str(tmp_path / "f16.gguf"))
