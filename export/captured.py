@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,11 +23,14 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from ammd.errors import AmmdError, ExportError
+from ammd.machine import peak_rss_bytes
 
 VERBOSE_VARIABLE = "AMMD_VERBOSE"
 _QUOTED_LINES = 12
 _OWN_ERROR = 70  # status of a child of our own whose last line is its error
 _CHUNK_BYTES = 1 << 16
+_WATCH_SECONDS = 0.1
+_PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 _RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024  # of getrusage
 _CHILD_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",  # llama.cpp's converter writes some lists from sets
@@ -112,6 +117,7 @@ def is_verbose() -> bool:
 def _run(command: Sequence[str], environment: Mapping[str, str], *, sink: BinaryIO) -> int:
     """Return the child's exit status after copying its output to `sink`, and to stderr when verbose."""
     verbose = is_verbose()
+    own_peak = peak_rss_bytes()
     with subprocess.Popen(
         command,
         env=environment,
@@ -121,6 +127,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str], *, sink: Binary
         bufsize=0,
     ) as child:
         assert child.stdout is not None
+        watch = _PeakWatch(child.pid)
         try:
             while chunk := child.stdout.read(_CHUNK_BYTES):
                 sink.write(chunk)
@@ -130,11 +137,41 @@ def _run(command: Sequence[str], environment: Mapping[str, str], *, sink: Binary
         except BaseException:  # Ctrl-C among them: the child must not go on writing
             child.kill()
             raise
+        finally:
+            watch.end()
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
+    # The system counts this process's own peak for the child, which begins as a copy of it.
+    whole = usage.ru_maxrss * _RSS_UNIT_BYTES
+    peak = whole if whole > own_peak else watch.peak_rss_bytes or whole
     for cost in _watched:
-        cost.peak_rss_bytes = max(cost.peak_rss_bytes, usage.ru_maxrss * _RSS_UNIT_BYTES)
+        cost.peak_rss_bytes = max(cost.peak_rss_bytes, peak)
     return child.returncode
+
+
+class _PeakWatch:
+    """The peak memory of a running process as Linux tells it; 0 elsewhere."""
+
+    def __init__(self, pid: int) -> None:
+        self.peak_rss_bytes = 0
+        self._status = Path(f"/proc/{pid}/status")
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Stop looking."""
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_WATCH_SECONDS):
+            try:
+                text = self._status.read_text(encoding="utf-8", errors="replace")
+            except OSError:
+                return
+            if found := _PEAK.search(text):  # a process that has ended has none
+                self.peak_rss_bytes = int(found[1]) * 1024
 
 
 def _last_lines(log: Path) -> str:

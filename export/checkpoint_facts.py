@@ -25,6 +25,7 @@ class CheckpointFacts:
 
     parameters: int  # numbers stored; a tied head counts once
     embedding_weights: int  # numbers in the token embedding, vocabulary times hidden size
+    largest_matrix_weights: int  # numbers in the largest tensor
     tied_head: bool  # the output matrix is the embedding matrix
     row_weights: Mapping[
         str, int
@@ -51,6 +52,7 @@ def read_checkpoint_facts(folder: Path) -> CheckpointFacts:
     return CheckpointFacts(
         parameters=sum(math.prod(entry["shape"]) for entry in tensors.values()),
         embedding_weights=int(config.get("vocab_size") or 0) * int(config.get("hidden_size") or 0),
+        largest_matrix_weights=max((math.prod(entry["shape"]) for entry in tensors.values()), default=0),
         tied_head=tied,
         row_weights={
             name: int(entry["shape"][1])

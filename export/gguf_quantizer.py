@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .imatrix import read_imatrix
+from .mapped_files import released_mappings
 
 FALLBACKS_SUFFIX = ".fallbacks.json"
 _FALLBACK = re.compile(r"warning: (\S+)\s+- ncols\s+\d+ not divisible by\s+\d+ \(required for type\s+(\w+)\)")
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     if request["overrides"]:
         _add_overrides(params, request["overrides"], held)
     target = request["target"]
-    status = int(llama_cpp.llama_model_quantize(request["source"].encode(), target.encode(), params))
+    with released_mappings():
+        status = int(llama_cpp.llama_model_quantize(request["source"].encode(), target.encode(), params))
     found = {name: kind.upper() for name, kind in _FALLBACK.findall("".join(log))}
     Path(target + FALLBACKS_SUFFIX).write_text(json.dumps(found), encoding="utf-8")
     return status

@@ -18,11 +18,12 @@ from typing import Any
 
 from ammd.artifact import hash_file, hash_records, list_files
 from ammd.errors import ExportError
-from ammd.machine import available_memory_bytes, check_free_disk
+from ammd.machine import check_free_disk
 from ammd.progress import progress
 
 from .captured import measured
 from .checkpoint_facts import CheckpointFacts, read_checkpoint_facts
+from .estimates import check_memory, disk_bytes
 from .gguf_contents import read_contents
 from .imatrix import read_imatrix
 from .measure_imatrix import measure_imatrix
@@ -33,21 +34,6 @@ from .settings import ExportSettings, ImatrixSettings
 from .to_gguf import write_gguf
 from .to_onnx import WEIGHTS, write_onnx
 
-# The most that one weight takes, fallbacks included, to estimate the room that is needed on the disk.
-_DISK_BYTES_PER_WEIGHT = {
-    Scheme.GGUF_F32: 4.0,
-    Scheme.GGUF_F16: 2.0,
-    Scheme.GGUF_BF16: 2.0,
-    Scheme.ONNX_FP32: 4.0,
-    Scheme.ONNX_INT8: 1.2,
-    Scheme.ONNX_INT4: 1.0,
-}
-_QUANTIZED_BYTES_PER_WEIGHT = 1.07  # Q8_0, which stands in for types that do not fit
-_TOKENIZER_BYTES = 16 << 20  # vocabulary and merges, in each file
-# Measured: the ONNX builder on 135 M weights peaks at 2.1 GB, of which 0.4 GB are libraries.
-_ONNX_MEMORY_BYTES_PER_WEIGHT, _GGUF_MEMORY_BYTES_PER_WEIGHT = 13, 4
-_IMATRIX_MEMORY_BYTES_PER_WEIGHT = 6  # the checkpoint in float32, with a batch of texts
-_LIBRARIES_BYTES = 400 << 20
 IMATRIX = "student-imatrix.gguf"
 
 
@@ -75,8 +61,8 @@ def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[st
         ExportError: A converter refuses the checkpoint, or there is too little memory.
     """
     facts = read_checkpoint_facts(inputs.checkpoint)
-    check_free_disk(folder, need_bytes=estimate_disk_bytes(facts, settings.schemes), purpose="the export")
-    _check_memory(facts, settings)
+    check_free_disk(folder, need_bytes=disk_bytes(facts, settings.schemes), purpose="the export")
+    check_memory(facts, settings)
     texts = _texts(inputs, settings)
     if inputs.imatrix:
         read_imatrix(inputs.imatrix)  # refused before any work, if at all
@@ -120,33 +106,6 @@ def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[st
     if Scheme.GGUF_F16 not in settings.schemes:
         f16.unlink(missing_ok=True)  # it was only the quantizer's source
     return {"artifacts": artifacts, "imatrix": imatrix}
-
-
-def estimate_disk_bytes(facts: CheckpointFacts, schemes: tuple[Scheme, ...]) -> int:
-    """Return the most that the files of `schemes` can take, the quantizer's F16 source included."""
-    written = set(schemes)
-    if any(mix_of(scheme) for scheme in schemes) or Scheme.GGUF_MIXED in written:
-        written.add(Scheme.GGUF_F16)
-    each = (_DISK_BYTES_PER_WEIGHT.get(scheme, _QUANTIZED_BYTES_PER_WEIGHT) for scheme in written)
-    weights = sum(each) * facts.parameters
-    if not facts.tied_head:  # an embedding of its own stays float32
-        weights += 4 * facts.embedding_weights * len(written & {Scheme.ONNX_INT4, Scheme.ONNX_INT8})
-    return int(weights) + len(written) * _TOKENIZER_BYTES
-
-
-def _check_memory(facts: CheckpointFacts, settings: ExportSettings) -> None:
-    each = _GGUF_MEMORY_BYTES_PER_WEIGHT if settings.imatrix is None else _IMATRIX_MEMORY_BYTES_PER_WEIGHT
-    if set(settings.schemes) & set(ONNX_SCHEMES):
-        each = _ONNX_MEMORY_BYTES_PER_WEIGHT
-    need = _LIBRARIES_BYTES + each * facts.parameters
-    free = available_memory_bytes()
-    if free < need:
-        raise ExportError(
-            f"the export needs about {need / 2**20:.0f} MiB of memory, {free / 2**20:.0f} MiB are available",
-            hint="close other programs, or leave out the `onnx` schemes, which need most of it",
-            expected=need,
-            found=free,
-        )
 
 
 def _file_name(scheme: Scheme) -> str:

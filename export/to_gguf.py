@@ -16,6 +16,7 @@ from .captured import run_module
 from .checkpoint_facts import read_json
 from .gguf_contents import read_matrices
 from .llama_source import source_tree
+from .mapped_files import released_mappings
 from .misread import check_gguf
 
 
@@ -47,10 +48,11 @@ def _check_finite(path: Path) -> None:
     """Refuse weights beyond 65504: bfloat16 holds them, F16 turns them into infinity without a word."""
     import numpy as np
 
-    for tensor in read_matrices(path):
-        if tensor.data.dtype.kind == "f" and not np.isfinite(tensor.data).all():
-            raise ExportError(
-                f"tensor `{tensor.name}` holds a weight that F16 cannot (beyond 65504, or not a number)",
-                hint="such weights mean that training diverged; export an earlier checkpoint",
-                tensor=str(tensor.name),
-            )
+    with released_mappings():
+        for tensor in read_matrices(path):
+            if tensor.data.dtype.kind == "f" and not np.isfinite(tensor.data).all():
+                raise ExportError(
+                    f"tensor `{tensor.name}` holds a weight that F16 cannot (beyond 65504, or not a number)",
+                    hint="such weights mean that training diverged; export an earlier checkpoint",
+                    tensor=str(tensor.name),
+                )

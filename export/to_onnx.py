@@ -58,11 +58,11 @@ def write_onnx(
     if precision == "int4":
         _check_blocks(checkpoint, settings or OnnxSettings())
     options = builder_options(precision, settings or OnnxSettings())
-    with tempfile.TemporaryDirectory(prefix="ammd-onnx-", dir=folder.parent) as scratch:
-        paths = ["-i", str(checkpoint), "-o", str(folder), "-c", scratch]
+    with tempfile.TemporaryDirectory(prefix="ammd-onnx-", dir=folder.parent.absolute()) as scratch:
+        paths = ["-i", str(checkpoint.absolute()), "-o", str(folder.absolute()), "-c", scratch]
         run_module(
-            "onnxruntime_genai.models.builder",
-            [*paths, "-p", precision, "-e", "cpu", "--extra_options", *options],
+            "ammd.export.genai_builder",
+            [scratch, *paths, "-p", precision, "-e", "cpu", "--extra_options", *options],
             task=f"build an ONNX model from `{checkpoint}`",
         )
     for name in (GRAPH, WEIGHTS, "genai_config.json"):

@@ -8,6 +8,7 @@ import pytest
 
 from ammd.errors import ExportError
 from ammd.export import captured
+from ammd.machine import peak_rss_bytes
 
 
 @pytest.fixture
@@ -83,3 +84,15 @@ def test_interrupt_kills_the_child(module: str, monkeypatch: pytest.MonkeyPatch)
 
 def _interrupt(_: int) -> bytes:
     raise KeyboardInterrupt
+
+
+def test_peak_memory_is_the_childs_own(module: str) -> None:
+    held = bytes(300 << 20)  # this process's peak, which the system would count for its children
+    wait = "import time; time.sleep(0.5)"  # longer than what is looked at
+    with captured.measured() as small:
+        captured.run_module(module, [wait], task="do it")
+    assert len(held) > 200 << 20 > small.peak_rss_bytes > 1 << 20
+    own = peak_rss_bytes()
+    with captured.measured() as large:
+        captured.run_module(module, [f"held = b'x' * {own + (64 << 20)}; {wait}"], task="do it")
+    assert own + (64 << 20) < large.peak_rss_bytes < own + (128 << 20)

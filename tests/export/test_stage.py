@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections import namedtuple
@@ -12,8 +11,9 @@ import pytest
 
 from ammd.artifact import hash_file, hash_records, list_files
 from ammd.errors import ArtifactError, ExportError
-from ammd.export import single_file, stage
+from ammd.export import estimates, single_file
 from ammd.export.checkpoint_facts import read_checkpoint_facts
+from ammd.export.estimates import disk_bytes, memory_bytes
 from ammd.export.schemes import DEFAULT_SCHEMES, Scheme, mix_of
 from ammd.export.settings import ExportSettings, ImatrixSettings
 from ammd.export.single_file import export_file
@@ -130,27 +130,17 @@ def test_source_of_the_quantizer_is_not_left_behind(tiny_checkpoint: Path, tmp_p
 
 
 @pytest.mark.real
-def test_files_stay_below_the_estimate(smollm2_checkpoint: Path, tmp_path: Path) -> None:
+def test_files_and_memory_stay_below_the_estimates(smollm2_checkpoint: Path, tmp_path: Path) -> None:
     artifacts = _run(smollm2_checkpoint, tmp_path)
     facts = read_checkpoint_facts(smollm2_checkpoint)
     written = sum(entry["bytes"] for entry in artifacts)
-    estimate = stage.estimate_disk_bytes(facts, DEFAULT_SCHEMES)
-    assert written < estimate < 1.3 * written  # a safe estimate that does not refuse work without need
-
-
-def test_estimate_counts_the_quantizers_source_once(tiny_checkpoint: Path) -> None:
-    facts = read_checkpoint_facts(tiny_checkpoint)
-    both = stage.estimate_disk_bytes(facts, (Scheme.GGUF_F16, Scheme.GGUF_Q8_0))
-    assert stage.estimate_disk_bytes(facts, (Scheme.GGUF_Q8_0,)) == both
-    assert stage.estimate_disk_bytes(facts, (Scheme.GGUF_F16,)) < both
-
-
-def test_estimate_counts_the_embedding_of_an_untied_model(tiny_checkpoint: Path) -> None:
-    tied = read_checkpoint_facts(tiny_checkpoint)
-    untied = dataclasses.replace(tied, tied_head=False)
-    schemes = (Scheme.ONNX_INT4,)
-    more = stage.estimate_disk_bytes(untied, schemes) - stage.estimate_disk_bytes(tied, schemes)
-    assert more == 4 * tied.embedding_weights
+    scratch = 4 * facts.parameters  # of the ONNX builder, gone again
+    estimate = disk_bytes(facts, DEFAULT_SCHEMES)
+    assert written < estimate - scratch < 1.3 * written  # safe, and does not refuse work without need
+    peak = max(entry["peak_rss_bytes"] for entry in artifacts)
+    shard = (smollm2_checkpoint / "model.safetensors").stat().st_size
+    assert peak < memory_bytes(facts, ExportSettings()) < 1.5 * peak
+    assert peak < 1.3 * shard + 500e6
 
 
 def test_too_little_disk_is_refused_before_any_work(
@@ -166,7 +156,7 @@ def test_too_little_disk_is_refused_before_any_work(
 def test_too_little_memory_is_refused_before_any_work(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "available_memory_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(estimates, "available_memory_bytes", lambda: 1 << 20)
     with pytest.raises(ExportError, match=r"needs about \d+ MiB of memory, 1 MiB are available") as caught:
         _run(tiny_checkpoint, tmp_path, Scheme.ONNX_INT4)
     assert caught.value.hint

@@ -1,0 +1,77 @@
+"""What an export will take, so that one that cannot end is refused before it begins.
+
+The bytes are measured: checkpoints of 113, 135 and 680 million weights, in one file and in five. Converters take one
+tensor after another, so memory follows from the largest of them and not from the model; importance matrix and mixture
+run the model itself.
+"""
+
+from __future__ import annotations
+
+from ammd.errors import ExportError
+from ammd.machine import available_memory_bytes
+
+from .checkpoint_facts import CheckpointFacts
+from .schemes import ONNX_SCHEMES, Scheme, mix_of
+from .settings import ExportSettings
+
+# The most that one weight takes on the disk, fallbacks included.
+_DISK_BYTES_PER_WEIGHT = {
+    Scheme.GGUF_F32: 4.0,
+    Scheme.GGUF_F16: 2.0,
+    Scheme.GGUF_BF16: 2.0,
+    Scheme.ONNX_FP32: 4.0,
+    Scheme.ONNX_INT8: 1.2,
+    Scheme.ONNX_INT4: 1.0,
+}
+_QUANTIZED_BYTES_PER_WEIGHT = 1.07  # Q8_0, which stands in for types that do not fit
+_TOKENIZER_BYTES = 16 << 20  # vocabulary and merges, in each file
+_ONNX_SCRATCH_BYTES_PER_WEIGHT = 4.0  # the float32 graph, while it is quantized
+_LIBRARIES_BYTES = 450 << 20  # torch, transformers and a tokenizer
+_FLOAT32_BYTES = 4
+_GGUF_COPIES, _ONNX_COPIES = 1.5, 3.0  # of the largest tensor, in float32
+_IMATRIX_BYTES_PER_WEIGHT = 6  # the checkpoint in float32, with a batch of texts
+_MIXTURE_BYTES_PER_WEIGHT = 28  # with its gradients, and errors of seven types
+
+
+def disk_bytes(facts: CheckpointFacts, schemes: tuple[Scheme, ...]) -> int:
+    """Return the most that the files of `schemes` can take, what they are made from included."""
+    written = set(schemes)
+    if any(mix_of(scheme) for scheme in schemes) or Scheme.GGUF_MIXED in written:
+        written.add(Scheme.GGUF_F16)
+    each = [_DISK_BYTES_PER_WEIGHT.get(scheme, _QUANTIZED_BYTES_PER_WEIGHT) for scheme in written]
+    if quantized := written & {Scheme.ONNX_INT4, Scheme.ONNX_INT8}:
+        each.append(_ONNX_SCRATCH_BYTES_PER_WEIGHT)
+    weights = sum(each) * facts.parameters
+    if not facts.tied_head:  # an embedding of its own stays float32
+        weights += _FLOAT32_BYTES * facts.embedding_weights * len(quantized)
+    return int(weights) + len(written) * _TOKENIZER_BYTES
+
+
+def memory_bytes(facts: CheckpointFacts, settings: ExportSettings) -> int:
+    """Return the most that one step of the export takes."""
+    largest = _FLOAT32_BYTES * facts.largest_matrix_weights
+    steps = [_GGUF_COPIES * largest]
+    if onnx := set(settings.schemes) & set(ONNX_SCHEMES):
+        held = max(_DISK_BYTES_PER_WEIGHT[scheme] for scheme in onnx) if onnx != {Scheme.ONNX_FP32} else 0
+        steps.append(_ONNX_COPIES * largest + held * facts.parameters)
+    if settings.imatrix is not None:
+        steps.append(_IMATRIX_BYTES_PER_WEIGHT * facts.parameters)
+    if settings.mixed is not None:
+        steps.append(_MIXTURE_BYTES_PER_WEIGHT * facts.parameters)
+    return _LIBRARIES_BYTES + int(max(steps))
+
+
+def check_memory(facts: CheckpointFacts, settings: ExportSettings) -> None:
+    """Refuse an export for which this machine has too little memory.
+
+    Raises:
+        ExportError: It has; says how much is needed and how much is there.
+    """
+    need, free = memory_bytes(facts, settings), available_memory_bytes()
+    if free < need:
+        raise ExportError(
+            f"the export needs about {need / 2**20:.0f} MiB of memory, {free / 2**20:.0f} MiB are available",
+            hint="close other programs, or leave out `gguf-mixed` and `imatrix`, which run the whole model",
+            expected=need,
+            found=free,
+        )

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from ammd.export.checkpoint_facts import CheckpointFacts, read_checkpoint_facts
+from ammd.export.estimates import disk_bytes, memory_bytes
+from ammd.export.schemes import Scheme
+from ammd.export.settings import ExportSettings, ImatrixSettings, MixedSettings
+
+
+@pytest.fixture
+def facts(tiny_checkpoint: Path) -> CheckpointFacts:
+    return read_checkpoint_facts(tiny_checkpoint)
+
+
+def test_the_quantizers_source_counts_once(facts: CheckpointFacts) -> None:
+    both = disk_bytes(facts, (Scheme.GGUF_F16, Scheme.GGUF_Q8_0))
+    assert disk_bytes(facts, (Scheme.GGUF_Q8_0,)) == both
+    assert disk_bytes(facts, (Scheme.GGUF_F16,)) < both
+
+
+def test_the_embedding_of_an_untied_model_counts(facts: CheckpointFacts) -> None:
+    untied = dataclasses.replace(facts, tied_head=False)
+    schemes = (Scheme.ONNX_INT4,)
+    assert disk_bytes(untied, schemes) - disk_bytes(facts, schemes) == 4 * facts.embedding_weights
+
+
+def test_the_builders_float32_graph_counts_once_and_only_where_it_is_written(facts: CheckpointFacts) -> None:
+    def more(first: Scheme, *others: Scheme) -> int:
+        return disk_bytes(facts, (first, *others)) - disk_bytes(facts, others) if others else 0
+
+    int8 = more(Scheme.ONNX_INT8, Scheme.ONNX_INT4)
+    assert more(Scheme.ONNX_INT8, Scheme.ONNX_FP32) - int8 == pytest.approx(4 * facts.parameters, abs=1)
+
+
+def test_memory_follows_from_the_largest_tensor_and_not_from_the_model() -> None:
+    facts = CheckpointFacts(
+        parameters=10**9,
+        embedding_weights=10**8,
+        largest_matrix_weights=10**8,
+        tied_head=True,
+        row_weights={},
+    )
+    deeper = dataclasses.replace(facts, parameters=2 * 10**9)
+    gguf = ExportSettings(schemes=(Scheme.GGUF_Q4_K_M,))
+    assert memory_bytes(facts, gguf) == memory_bytes(deeper, gguf)
+    wider = dataclasses.replace(facts, largest_matrix_weights=2 * 10**8)
+    assert memory_bytes(wider, gguf) - memory_bytes(facts, gguf) == 6 * 10**8
+    matrix = ExportSettings(schemes=(Scheme.GGUF_Q4_K_M,), imatrix=ImatrixSettings())
+    mixture = ExportSettings(schemes=(Scheme.GGUF_MIXED,), mixed=MixedSettings(bits=4.5))
+    assert memory_bytes(facts, gguf) < memory_bytes(facts, matrix) < memory_bytes(facts, mixture)
