@@ -20,12 +20,17 @@ _DISK_BYTES_PER_WEIGHT = {
     Scheme.GGUF_F16: 2.0,
     Scheme.GGUF_BF16: 2.0,
     Scheme.ONNX_FP32: 4.0,
+    Scheme.ONNX_FP16: 4.0,  # as it is before its matrices are halved
     Scheme.ONNX_INT8: 1.2,
     Scheme.ONNX_INT4: 1.0,
 }
 _QUANTIZED_BYTES_PER_WEIGHT = 1.07  # Q8_0, which stands in for types that do not fit
 _TOKENIZER_BYTES = 16 << 20  # vocabulary and merges, in each file
 _ONNX_SCRATCH_BYTES_PER_WEIGHT = 4.0  # the float32 graph, while it is quantized
+_ONNX_HELD_BYTES_PER_WEIGHT = {
+    Scheme.ONNX_INT8: 1.2,
+    Scheme.ONNX_INT4: 1.0,
+}  # quantized, all of it at the end
 _LIBRARIES_BYTES = 450 << 20  # torch, transformers and a tokenizer
 _FLOAT32_BYTES = 4
 _GGUF_COPIES, _ONNX_COPIES = 1.5, 3.0  # of the largest tensor, in float32
@@ -52,7 +57,7 @@ def memory_bytes(facts: CheckpointFacts, settings: ExportSettings) -> int:
     largest = _FLOAT32_BYTES * facts.largest_matrix_weights
     steps = [_GGUF_COPIES * largest]
     if onnx := set(settings.schemes) & set(ONNX_SCHEMES):
-        held = max(_DISK_BYTES_PER_WEIGHT[scheme] for scheme in onnx) if onnx != {Scheme.ONNX_FP32} else 0
+        held = max(_ONNX_HELD_BYTES_PER_WEIGHT.get(scheme, 0.0) for scheme in onnx)
         steps.append(_ONNX_COPIES * largest + held * facts.parameters)
     if settings.imatrix is not None:
         steps.append(_IMATRIX_BYTES_PER_WEIGHT * facts.parameters)

@@ -44,6 +44,7 @@ class Scheme(StrEnum):
     GGUF_TQ1_0 = "gguf-tq1_0"
     GGUF_MIXED = "gguf-mixed"
     ONNX_FP32 = "onnx-fp32"
+    ONNX_FP16 = "onnx-fp16"
     ONNX_INT8 = "onnx-int8"
     ONNX_INT4 = "onnx-int4"
 

@@ -69,8 +69,8 @@ class OnnxSettings(Settings):
     accuracy_level: Literal[0, 1, 2, 3, 4] = 4
     """Of activations in a product: 4 rounds them to int8, which is fastest on a CPU; 1 keeps float32; 0 leaves it to
     the runtime."""
-    head: Literal["int8", "int4"] = "int8"
-    """Of the output matrix in `onnx-int4`, and of an embedding that is tied to it."""
+    head: Literal["float32", "int8", "int4"] = "int8"
+    """Of the output matrix in `onnx-int4`, and of an embedding that is tied to it; `float32` keeps it as it is."""
     sensitive_layers: Literal["int8", "int4"] = "int8"
     """In `onnx-int4`, of the matrices that llama.cpp's Q4_K_M keeps finer as well."""
 

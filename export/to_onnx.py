@@ -17,11 +17,13 @@ from ammd.errors import ExportError
 from .captured import run_module
 from .checkpoint_facts import read_checkpoint_facts, read_json
 from .genai_config import mend_genai_folder
+from .half_storage import halve_storage
 from .settings import OnnxSettings
 from .shared_embedding import share_embedding
 
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
+_BUILT_AS = {"fp16": "fp32"}  # what is stored otherwise than the builder writes it
 
 # Measured on SmolLM2-135M-Instruct with genai 0.18: size of the folder and mean KL to the float32 model over
 # 512 response tokens. In blocks of 32 all decode at one speed within the spread of the measurement.
@@ -47,7 +49,7 @@ def write_onnx(
     Args:
         checkpoint: A folder that transformers can load.
         folder: The folder to write; it is created.
-        precision: Of the weights: `fp32`, `int8` or `int4`.
+        precision: Of the weights: `fp32`, `fp16`, `int8` or `int4`.
         settings: How to quantize; absent stands for the defaults.
 
     Raises:
@@ -62,7 +64,16 @@ def write_onnx(
         paths = ["-i", str(checkpoint.absolute()), "-o", str(folder.absolute()), "-c", scratch]
         run_module(
             "ammd.export.genai_builder",
-            [scratch, *paths, "-p", precision, "-e", "cpu", "--extra_options", *options],
+            [
+                scratch,
+                *paths,
+                "-p",
+                _BUILT_AS.get(precision, precision),
+                "-e",
+                "cpu",
+                "--extra_options",
+                *options,
+            ],
             task=f"build an ONNX model from `{checkpoint}`",
         )
     for name in (GRAPH, WEIGHTS, "genai_config.json"):
@@ -70,6 +81,8 @@ def write_onnx(
             raise ExportError(f"the ONNX builder wrote no `{name}`", path=str(folder))
     if precision == "int8" and read_checkpoint_facts(checkpoint).tied_head:
         share_embedding(folder / GRAPH, folder / WEIGHTS)
+    if precision == "fp16":
+        halve_storage(folder / GRAPH, folder / WEIGHTS)
     mend_genai_folder(folder, checkpoint)
 
 
@@ -122,6 +135,15 @@ def builder_options(precision: str, settings: OnnxSettings) -> tuple[str, ...]:
         f"{prefix}is_symmetric={str(settings.symmetric).lower()}",
         "hf_token=false",
     ]
+    if precision == "int4" and settings.head == "float32":
+        if not is_new:
+            version = importlib.metadata.version("onnxruntime-genai")
+            raise ExportError(
+                f"onnxruntime-genai {version} cannot keep the head of `onnx-int4`",
+                hint="install onnxruntime-genai 0.18 or later, or set `export.onnx.head` to `int8`",
+            )
+        # Both, so that a tied matrix is stored once.
+        options.append("nodes_to_exclude=/lm_head/MatMul,/model/embed_tokens/Gather")
     finer = {"last_matmul": settings.head, "mixed_layers": settings.sensitive_layers}
     mixed = [f"{group}:int8" for group, kind in finer.items() if kind == "int8"]
     if is_new and precision == "int4" and mixed:

@@ -15,6 +15,7 @@ KL_LIMITS: Mapping[str, float] = {
     "gguf-bf16": 1e-2,
     "gguf-q8_0": 1e-2,
     "onnx-fp32": 1e-4,
+    "onnx-fp16": 1e-3,
     "onnx-int8": 2e-2,
     "gguf-q6_k": 0.05,
     "gguf-q5_k_m": 0.5,

@@ -10,6 +10,7 @@ import pytest
 
 from ammd.errors import ExportError
 from ammd.export import to_onnx
+from ammd.export.half_storage import halve_storage
 from ammd.export.settings import OnnxSettings
 from ammd.export.to_onnx import write_onnx
 
@@ -184,7 +185,11 @@ def test_settings_reach_the_graph(wide_checkpoint: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("precision", "bits", "bound"),
-    [pytest.param("int8", 8, 0.999, marks=needs_new_builder), ("fp32", None, 0.999999)],
+    [
+        pytest.param("int8", 8, 0.999, marks=needs_new_builder),
+        ("fp16", None, 0.999999),
+        ("fp32", None, 0.999999),
+    ],
 )
 def test_finer_models_are_nearer_to_torch(
     tiny_checkpoint: Path, tmp_path: Path, precision: str, bits: int | None, bound: float
@@ -243,6 +248,64 @@ def test_an_int8_model_holds_its_tied_embedding_once(tiny_checkpoint: Path, tmp_
     vocabulary = _vocabulary(tmp_path / "m")
     assert (vocabulary, 64) not in sizes
     assert not [node for node in graph.node if node.op_type == "Gather" and "embed" in node.name]
+
+
+def _matrix_types(folder: Path) -> dict[str, int]:
+    """ONNX's numbers of the types that stored matrices have, by tensor, rotary tables left out."""
+    import onnx
+
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    found = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
+    return {name: tensor.data_type for name, tensor in found.items() if "cache" not in name}
+
+
+def test_an_fp16_model_stores_each_matrix_once_and_in_halves(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    import onnx
+
+    from ammd.runtime.model_file import read_model_file
+
+    write_onnx(tiny_checkpoint, tmp_path / "wide", precision="fp32")
+    write_onnx(tiny_checkpoint, tmp_path / "m", precision="fp16")
+    types = _matrix_types(tmp_path / "m")
+    assert set(types.values()) == {onnx.TensorProto.FLOAT16}
+    assert len(types) == len(_matrix_types(tmp_path / "wide"))
+    assert read_model_file(tmp_path / "m").tied_head is True
+
+
+def test_a_weight_beyond_float16_is_refused_by_name(tmp_path: Path) -> None:
+    import onnx
+
+    table = onnx.numpy_helper.from_array(np.array([[1.0, 70000.0]], np.float32), "model.embed_tokens.weight")
+    node = onnx.helper.make_node("Gather", [table.name, "ids"], ["rows"])
+    ids = onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, [None])
+    rows = onnx.helper.make_tensor_value_info("rows", onnx.TensorProto.FLOAT, [None, 2])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [ids], [rows], [table]))
+    paths = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
+    onnx.save(model, paths[0], save_as_external_data=True, location=paths[1].name, size_threshold=0)
+    before = [path.read_bytes() for path in paths]
+    with pytest.raises(ExportError, match=r"`model\.embed_tokens\.weight` holds a weight that F16 cannot"):
+        halve_storage(*paths)
+    assert [path.read_bytes() for path in paths] == before
+
+
+@needs_new_builder
+def test_a_head_that_is_kept_is_stored_once(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    import onnx
+
+    from ammd.runtime.model_file import read_model_file
+
+    write_onnx(tiny_checkpoint, tmp_path / "m", settings=OnnxSettings(head="float32"))
+    vocabulary = _vocabulary(tmp_path / "m")
+    graph = onnx.load(tmp_path / "m" / "model.onnx", load_external_data=False).graph
+    heads = [tensor for tensor in graph.initializer if vocabulary in tensor.dims]
+    assert [tensor.data_type for tensor in heads] == [onnx.TensorProto.FLOAT]
+    assert read_model_file(tmp_path / "m").tied_head is True
+
+
+def test_an_old_builder_is_not_asked_to_keep_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(to_onnx.importlib.metadata, "version", lambda _: "0.14.1")
+    with pytest.raises(ExportError, match=r"onnxruntime-genai 0\.14\.1 cannot keep the head"):
+        to_onnx.builder_options("int4", OnnxSettings(head="float32"))
 
 
 def _vocabulary(folder: Path) -> int:
