@@ -13,23 +13,20 @@ Usage:
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
-import shutil
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from document import ROOT, publish
+from native import build_tool, run
 
-from ammd.errors import AmmdError, ArtifactError, EngineError
-from ammd.machine import available_cores, library_versions
+from ammd.errors import AmmdError, ArtifactError
+from ammd.machine import available_cores
 from ammd.runtime.child import call
 
 METRICS = ("prefill_tokens_per_s", "decode_tokens_per_s")
@@ -64,7 +61,7 @@ def main() -> None:
         ggufs, onnx = newest_export()
     rows = []
     if ggufs:
-        binary = build_llama_bench()
+        binary = build_tool("llama-bench")
         for path in ggufs:
             rows += compare(
                 "llama.cpp", path, protocol, rounds=arguments.rounds, native=llama_bench(binary, path)
@@ -201,7 +198,7 @@ def bare_genai(path: Path) -> Callable[[Protocol, Mapping[str, Any]], Rates]:
             "decode_tokens": protocol.decode_tokens,
             "repetitions": protocol.repetitions,
         }
-        output = run([sys.executable, Path(__file__), "--bare-genai", json.dumps(request)])
+        output = run([sys.executable, __file__, "--bare-genai", json.dumps(request)])
         rates: Rates = json.loads(output.splitlines()[-1])
         return rates
 
@@ -238,38 +235,6 @@ def bare_genai_rates(request: Mapping[str, Any]) -> Rates:
         decode.append(count / (time.perf_counter() - prefilled))
         prefill.append(prompt_tokens / (prefilled - started))
     return dict(zip(METRICS, (statistics.median(prefill[1:]), statistics.median(decode[1:])), strict=True))
-
-
-def build_llama_bench() -> Path:
-    """Return llama-bench, built from the tree that the installed llama-cpp-python was built from."""
-    from ammd.export.llama_source import source_tree
-    from ammd.fetch import user_cache
-
-    tree = source_tree()
-    key = hashlib.sha256(f"{tree}\0{library_versions()['llama-cpp-python']}".encode()).hexdigest()[:12]
-    folder = user_cache() / f"llama-bench-{key}"
-    binary = folder / "bin" / "llama-bench"
-    if binary.is_file():
-        return binary
-    cmake = shutil.which("cmake")
-    if cmake is None:
-        raise EngineError("llama-bench cannot be built: no cmake", hint="install cmake and a C++ compiler")
-    print("building llama-bench, a few minutes ...", file=sys.stderr)
-    off = ("TESTS", "EXAMPLES", "SERVER", "APP")  # the wheel's flags are llama.cpp's defaults in Release
-    flags = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DLLAMA_OPENSSL=OFF"]
-    flags += ["-DLLAMA_USE_PREBUILT_UI=OFF", *(f"-DLLAMA_BUILD_{part}=OFF" for part in off)]
-    run([cmake, "-S", tree, "-B", folder, *flags])
-    run([cmake, "--build", folder, "--target", "llama-bench", "-j", str(available_cores())])
-    return binary
-
-
-def run(command: Sequence[str | os.PathLike[str]]) -> str:
-    """Return a command's standard output; its last words become the error when it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-8:])
-        raise EngineError(f"`{Path(command[0]).name}` ended with {done.returncode}:\n{last}")
-    return done.stdout
 
 
 if __name__ == "__main__":

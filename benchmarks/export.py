@@ -16,13 +16,12 @@ decode_tokens_per_s, seconds, peak_rss_bytes.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from cells import Cells
-from document import ROOT, publish
+from document import kept, publish
 from parts import run
 
 from ammd.artifact import hash_file
@@ -34,7 +33,6 @@ from ammd.runtime.bench import measure_artifacts
 from ammd.runtime.settings import BenchSettings, VerifySettings
 from ammd.runtime.verify import VerifyInputs, measure_files
 
-RESULT = ROOT / "benchmarks" / "results" / "export.json"
 BENCH = BenchSettings(threads=(0,), prompt_tokens=32, decode_tokens=32, repetitions=3)
 
 
@@ -52,7 +50,7 @@ def main() -> None:
     found = cells.compute(names, lambda name: measure(arguments, *names[name]))
     rows = [{"model": arguments.name} | found[name] for name in names]
     texts = {"texts": hash_file(arguments.texts), "heldout": hash_file(arguments.heldout)}
-    others, settings = kept(arguments.name)
+    others, settings = kept("export", "model", arguments.name)
     publish("export", others + rows, settings=settings | {arguments.name: texts})
 
 
@@ -94,15 +92,6 @@ def measure(arguments: argparse.Namespace, scheme: Scheme, with_imatrix: bool) -
         "seconds": made["seconds"],
         "peak_rss_bytes": made["peak_rss_bytes"],
     }
-
-
-def kept(model: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the rows and facts of other models in the result file."""
-    if not RESULT.is_file():
-        return [], {}
-    document = json.loads(RESULT.read_text(encoding="utf-8"))
-    rows = [row for row in document["rows"] if row["model"] != model]
-    return rows, {name: facts for name, facts in document["settings"].items() if name != model}
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -20,24 +20,20 @@ interval over seeds and prompts.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import character_level
 import instructions
 from cells import Cells, Result
 from character_level import CharacterLevel
 from comparison import Comparison, Setting, comparisons, costs_of, rows_of, run_comparison
-from document import ROOT, publish, revision
+from document import kept, publish, revision
 from instructions import Instructions
 from methods import METHODS, REFERENCE
 from parts import run
 
 from ammd.machine import available_cores, describe_machine
-
-RESULT = ROOT / "benchmarks" / "results" / "objectives.json"
 
 
 def main() -> None:
@@ -66,7 +62,7 @@ def main() -> None:
         {"setting": arguments.setting} | row
         for row in rows_of(results) + comparisons(results, reference=REFERENCE)
     ]
-    others, settings = kept(arguments.setting)
+    others, settings = kept("objectives", "setting", arguments.setting)
     publish("objectives", others + rows, settings=settings | {arguments.setting: facts})
 
 
@@ -86,15 +82,6 @@ def machines_of(results: Sequence[Result]) -> list[dict[str, str]]:
     """Return each machine that trained some of the cells, where they tell it."""
     machines = [found["trained_on"] for found in results if "trained_on" in found]
     return [one for index, one in enumerate(machines) if one not in machines[:index]]
-
-
-def kept(setting: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the rows and facts of the other setting in the result file."""
-    if not RESULT.is_file():
-        return [], {}
-    document = json.loads(RESULT.read_text(encoding="utf-8"))
-    rows = [row for row in document["rows"] if row["setting"] != setting]
-    return rows, {name: facts for name, facts in document["settings"].items() if name != setting}
 
 
 def parse_arguments() -> argparse.Namespace:

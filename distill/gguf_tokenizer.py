@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ammd.errors import DistillError, TokenizerMismatchError
+from ammd.gguf_reader import open_gguf
 from ammd.pre_tokenizer import LLAMA3_WORDS, QWEN2_WORDS
 
 if TYPE_CHECKING:
@@ -41,10 +42,9 @@ def build_tokenizer(gguf_path: Path) -> PreTrainedTokenizerBase:
     Raises:
         DistillError: The file's tokenizer is of another kind or has an unknown pre-tokenizer.
     """
-    from gguf import GGUFReader
     from transformers import PreTrainedTokenizerFast
 
-    fields = GGUFReader(gguf_path).fields
+    fields = open_gguf(gguf_path).fields
     meta: dict[str, Any] = {
         name.removeprefix("tokenizer.").removeprefix("ggml."): field.contents()
         for name, field in fields.items()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ammd.artifact import hash_file
 from ammd.errors import ExportError
+from ammd.gguf_reader import open_gguf
 
 from .calibration import PIECE_TOKENS, read_pieces
 from .captured import end_child
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str]) -> None:
         context_tokens=int(model.config.max_position_embeddings),
     )
     names = tensor_names(
-        [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)], request["gguf"]
+        [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)],
+        Path(request["gguf"]),
     )
     sums = sum_squared_inputs(model.eval(), pieces, names)
     tokens = sum(map(len, pieces))
@@ -59,15 +61,15 @@ def main(arguments: Sequence[str]) -> None:
     write_imatrix(Path(request["target"]), imatrix)
 
 
-def tensor_names(modules: Sequence[str], gguf: str, *, with_output: bool = False) -> dict[str, str]:
+def tensor_names(modules: Sequence[str], gguf: Path, *, with_output: bool = False) -> dict[str, str]:
     """Return, by module, the name that its weight has in a GGUF of the same model; unnamed ones are left out.
 
     Raises:
         ExportError: The file holds no tensor under any of the names.
     """
-    from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-    reader = GGUFReader(gguf)
+    reader = open_gguf(gguf)
     architecture = reader.fields["general.architecture"].contents()
     number = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
     by_name = get_tensor_name_map(number, reader.fields[f"{architecture}.block_count"].contents())

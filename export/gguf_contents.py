@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ammd.errors import ExportError
+from ammd.gguf_reader import open_gguf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +85,9 @@ def read_matrices(path: Path) -> list[Any]:
 
 
 def _tensors(path: Path) -> list[Any]:
-    from gguf import GGUFReader
 
     try:
-        tensors = list(GGUFReader(path).tensors)
+        tensors = list(open_gguf(path).tensors)
     except (OSError, ValueError, IndexError, KeyError) as exc:
         raise ExportError(f"`{path}` cannot be read as GGUF: {exc}", path=str(path)) from exc
     if not tensors:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ammd.errors import ExportError
+from ammd.gguf_reader import open_gguf
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,10 +75,8 @@ def read_imatrix(path: Path) -> Imatrix:
     Raises:
         ExportError: It is none.
     """
-    from gguf import GGUFReader
-
     try:
-        reader = GGUFReader(path)
+        reader = open_gguf(path)
         values = {name: field.contents() for name, field in reader.fields.items()}
         tensors = {str(tensor.name): tensor.data for tensor in reader.tensors}
         if values.get("general.type") != _TYPE:

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ExportError(f"{len(pieces)} texts are too few to measure tensors on", hint="name more of them")
     names = tensor_names(
         [name.removesuffix(".weight") for name, weight in model.named_parameters() if weight.ndim == 2],
-        request["f16"],
+        Path(request["f16"]),
         with_output=True,
     )
     weights = {gguf: model.get_parameter(f"{module}.weight") for module, gguf in names.items()}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ammd.errors import DistillError
+from ammd.gguf_reader import open_gguf
 from ammd.machine import available_memory_bytes, check_free_disk
 
 from .stages import Stage
@@ -79,9 +80,7 @@ def count_parameters(source: str) -> int | None:
         counts = [_count_safetensors(file) for file in sorted(path.glob("*.safetensors"))]
         return sum(counts) or None
     if path.suffix == ".gguf" and path.is_file():
-        from gguf import GGUFReader
-
-        return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
+        return sum(int(tensor.n_elements) for tensor in open_gguf(path).tensors)
     return None
 
 

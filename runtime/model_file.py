@@ -13,6 +13,7 @@ from typing import Any
 
 from ammd.artifact import hash_file, hash_records, list_files
 from ammd.errors import ArtifactError
+from ammd.gguf_reader import open_gguf
 
 from .artifact_ref import EngineKind, detect_kind
 
@@ -60,10 +61,9 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
 
 
 def _gguf_facts(path: Path) -> dict[str, Any]:
-    from gguf import GGUFReader
 
     try:
-        reader = GGUFReader(path)
+        reader = open_gguf(path)
         tensors = {str(tensor.name): tensor for tensor in reader.tensors}
         architecture = reader.fields["general.architecture"].contents()
         context = reader.fields.get(f"{architecture}.context_length")

@@ -153,10 +153,10 @@ def test_texts_that_cannot_be_read_are_named_in_one_line(tiny_checkpoint: Path, 
 
 def test_modules_without_a_tensor_are_left_out(tiny_checkpoint: Path, tmp_path: Path) -> None:
     write_gguf(tiny_checkpoint, tmp_path / "f16.gguf", name="tiny")
-    names = tensor_names(["model.layers.0.mlp.up_proj", "lm_head", "else"], str(tmp_path / "f16.gguf"))
+    names = tensor_names(["model.layers.0.mlp.up_proj", "lm_head", "else"], tmp_path / "f16.gguf")
     assert names == {"model.layers.0.mlp.up_proj": "blk.0.ffn_up.weight"}
     with pytest.raises(ExportError, match="no matrix of the checkpoint has a name of `llama`"):
-        tensor_names(["else"], str(tmp_path / "f16.gguf"))
+        tensor_names(["else"], tmp_path / "f16.gguf")
 
 
 def test_pieces_come_from_the_front_until_there_are_enough(tiny_checkpoint: Path, tmp_path: Path) -> None:

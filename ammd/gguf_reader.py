@@ -1,0 +1,86 @@
+"""gguf's reader, which takes two seconds for a vocabulary of 49,152 tokens, without the two seconds.
+
+It reads each element of an array by itself, with some ten calls of numpy for each. Here arrays of texts are walked by
+their lengths, and arrays of numbers taken at once; fields and tensors are the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+_LENGTH = struct.Struct("<Q")
+_ARRAY_HEADER_BYTES = 12  # type of the elements, and their number
+
+
+def open_gguf(path: Path) -> GGUFReader:
+    """Open a GGUF; tensors are mapped, not read.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: It is damaged; so do IndexError and KeyError of gguf's own code say.
+    """
+    reader: GGUFReader = _reader_class()(path)
+    return reader
+
+
+@functools.cache
+def _reader_class() -> Any:
+    import numpy as np
+    from gguf import GGUFReader, GGUFValueType
+
+    class Reader(GGUFReader):  # type: ignore[misc]  # gguf has no types
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type != GGUFValueType.ARRAY or self.byte_order != "I":
+                return super()._get_field_parts(orig_offs, raw_type)
+            kind_part, count_part = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
+            kind, count = GGUFValueType(int(kind_part[0])), int(count_part[0])
+            raw, first = np.asarray(self.data), orig_offs + _ARRAY_HEADER_BYTES
+            if kind is GGUFValueType.STRING:
+                parts, size = _texts(raw, first, count)
+                places = list(range(3, 3 + 2 * count, 2))
+            elif kind in self.gguf_scalar_to_np:
+                parts, size = _numbers(raw, first, count, self.gguf_scalar_to_np[kind])
+                places = list(range(2, 2 + count))
+            else:
+                return super()._get_field_parts(orig_offs, raw_type)
+            types = [GGUFValueType.ARRAY, *([kind] if count else [])]
+            return _ARRAY_HEADER_BYTES + size, [kind_part, count_part, *parts], places, types
+
+    return Reader
+
+
+def _texts(raw: Any, first: int, count: int) -> tuple[list[Any], int]:
+    """Return length and bytes of each text, one after the other, and how many bytes they take."""
+    import numpy as np
+
+    spans, place, end = [], first, len(raw)
+    for _ in range(count):
+        start = place + _LENGTH.size
+        if start > end:
+            raise ValueError("a list of texts goes beyond the end of the file")
+        (length,) = _LENGTH.unpack_from(raw, place)
+        place = start + length
+        if place > end:
+            raise ValueError(f"a text of {length} bytes goes beyond the end of the file")
+        spans.append((start, place))
+    lengths = np.array([stop - start for start, stop in spans], np.uint64)
+    parts = []
+    for number, (start, stop) in enumerate(spans):
+        parts += [lengths[number : number + 1], raw[start:stop]]
+    return parts, place - first
+
+
+def _numbers(raw: Any, first: int, count: int, dtype: Any) -> tuple[list[Any], int]:
+    import numpy as np
+
+    size = count * np.dtype(dtype).itemsize
+    if first + size > len(raw):
+        raise ValueError(f"a list of {count} numbers goes beyond the end of the file")
+    values = raw[first : first + size].view(dtype)
+    return [values[number : number + 1] for number in range(count)], size
