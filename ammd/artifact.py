@@ -81,6 +81,16 @@ def hash_records(records: tuple[FileRecord, ...]) -> str:
     return hash_text("\n".join(lines))
 
 
+def hash_weights(checkpoint: Path) -> str:
+    """Return the sha256 of a checkpoint's weights: of its `*.safetensors`, or of names and hashes of several."""
+    paths = sorted(checkpoint.glob("*.safetensors"))
+    if len(paths) == 1:
+        return hash_file(paths[0])
+    return hash_records(
+        tuple(FileRecord(path=path.name, bytes=path.stat().st_size, sha256=hash_file(path)) for path in paths)
+    )
+
+
 def list_files(folder: Path) -> tuple[FileRecord, ...]:
     """Return a record of every file below `folder` but its manifest, in path order."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
@@ -201,6 +211,17 @@ def load_manifest(folder: Path) -> Manifest:
     Raises:
         ArtifactError: No manifest, another schema, or a file is missing, truncated or altered.
     """
+    manifest = read_manifest(folder)
+    check_files(folder, manifest.files)
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a folder's manifest alone, for what it records; the files may be gone.
+
+    Raises:
+        ArtifactError: No manifest, or another schema.
+    """
     path = folder / MANIFEST_NAME
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -216,11 +237,9 @@ def load_manifest(folder: Path) -> Manifest:
         )
     try:
         records = tuple(FileRecord(**record) for record in document.pop("files"))
-        manifest = Manifest(files=records, **document)
+        return Manifest(files=records, **document)
     except (KeyError, TypeError) as exc:
         raise ArtifactError(f"manifest `{path}` lacks or adds a field: {exc}", path=str(path)) from exc
-    check_files(folder, manifest.files)
-    return manifest
 
 
 def link_or_copy(source: str, target: str) -> None:

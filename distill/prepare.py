@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
     train = _choose(read_conversations(Path(settings.prompts)), settings)
     heldout = read_conversations(Path(settings.heldout))[: settings.max_heldout]
     _check_unseen(settings)
-    materialize(settings.teacher, folder / "teacher")
+    origin = materialize(settings.teacher, folder / "teacher")
     full = load_tokenizer(folder / "teacher")
     teacher = load_model(folder / "teacher", dtype=torch.float32)
     check_student(teacher, settings.student)
@@ -105,7 +105,13 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
         "heldout_prompts": len(judged),
     }
     facts = write_student(folder, pairs, teacher, full, settings.student, trimmed=trimmed)
-    return {**counts, "student": facts, "device": describe_device(device), "warnings": warnings}
+    return {
+        **counts,
+        "teacher": asdict(origin),
+        "student": facts,
+        "device": describe_device(device),
+        "warnings": warnings,
+    }
 
 
 def _choose(conversations: list[Conversation], settings: PrepareSettings) -> list[Conversation]:

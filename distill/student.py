@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,13 +140,13 @@ def _take_student(
     folder: Path, source: str, tokenizer: PreTrainedTokenizerBase, trimmed: TrimmedTokenizer | None
 ) -> dict[str, Any]:
     """Fetch a student with the teacher's full `tokenizer` and trim it as the teacher was."""
-    materialize(source, folder)
+    origin = materialize(source, folder)
     check_same_tokenizer(load_tokenizer(folder), tokenizer)
     if trimmed is not None:
         student = load_model(folder, dtype=torch.float32)
         trim_model(student, trimmed.new_ids)
         replace_checkpoint(folder, student, trimmed.tokenizer)
-    return {"source": source}
+    return {"source": source, "origin": asdict(origin)}
 
 
 def measured_batch(pairs: Sequence[TokenPair]) -> Batch:

@@ -1,13 +1,15 @@
-"""The child process that runs llama.cpp's own converter: `python -m ammd.export.gguf_converter TREE ...`.
+"""The child process that runs llama.cpp's own converter: `python -m ammd.export.gguf_converter TREE METADATA ...`.
 
-It differs from calling the script in two points: where the converter does not know a tokenizer's hash, the
-rule in `tokenizer.json` is asked (`ammd.pre_tokenizer`), and if that is unknown too, the converter stops as ever; and
-that no BOS is added is written also where the tokenizer says so only by saying nothing.
+It differs from calling the script in three points: where the converter does not know a tokenizer's hash, the
+rule in `tokenizer.json` is asked (`ammd.pre_tokenizer`), and if that is unknown too, the converter stops as ever;
+that no BOS is added is written also where the tokenizer says so only by saying nothing; and the file says of
+itself what METADATA has, a JSON object of texts, instead of what the converter guesses from a folder's name.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import runpy
 import sys
@@ -18,17 +20,19 @@ from typing import Any
 from ammd.pre_tokenizer import pre_tokenizer_name
 
 from .checkpoint_facts import read_json
+from .file_metadata import BASE_MODEL_PREFIX
 from .llama_source import CONVERTER
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the converter of the tree `arguments[0]` with the other arguments."""
+    """Run the converter of the tree `arguments[0]` with the metadata `arguments[1]` and the other arguments."""
     tree = Path(arguments[0])
     os.environ.pop("NO_LOCAL_GGUF", None)  # the converter goes with the gguf-py of its own tree
     sys.path[:0] = [str(tree), str(tree / "gguf-py")]
     _name_unknown_hashes(importlib.import_module("conversion.base").TextModel)
     _say_that_no_bos_is_added(importlib.import_module("gguf.vocab").SpecialVocab)
-    sys.argv = [str(tree / CONVERTER), *arguments[1:]]
+    _state_metadata(importlib.import_module("gguf.metadata").Metadata, json.loads(arguments[1]))
+    sys.argv = [str(tree / CONVERTER), *arguments[2:]]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
@@ -45,6 +49,27 @@ def _name_unknown_hashes(text_model: Any) -> None:
             return name
 
     text_model.get_vocab_base_pre = by_hash_then_rule
+
+
+def _state_metadata(metadata: Any, stated: Mapping[str, str]) -> None:
+    guess, write = metadata.apply_metadata_heuristic, metadata.set_gguf_meta_model
+
+    def read_card_only(found: Any, card: Any = None, *_names: Any, **_more: Any) -> Any:
+        return guess(found, card)
+
+    def write_and_state(self: Any, writer: Any) -> None:
+        write(self, writer)
+        values = writer.kv_data[0]
+        if f"{BASE_MODEL_PREFIX}0.name" in stated:
+            for key in [key for key in values if key.startswith(BASE_MODEL_PREFIX)]:
+                del values[key]
+            writer.add_base_model_count(1)
+        for key, value in stated.items():
+            values.pop(key, None)
+            writer.add_string(key, value)
+
+    metadata.apply_metadata_heuristic = staticmethod(read_card_only)
+    metadata.set_gguf_meta_model = write_and_state
 
 
 def _say_that_no_bos_is_added(special_vocab: Any) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .file_metadata import dataset_names
 from .imatrix import read_imatrix
 from .mapped_files import released_mappings
 
@@ -39,8 +40,10 @@ def main(arguments: Sequence[str]) -> int:
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{request['file_type']}")
     params.nthread = request["threads"]
     held: list[Any] = []  # what the parameters only point to
+    stated: dict[str, str | int] = dict(request["metadata"])
     if request["imatrix"] is not None:
-        _add_imatrix(params, Path(request["imatrix"]), held)
+        stated |= _add_imatrix(params, Path(request["imatrix"]), held)
+    _state(params, stated, held)
     if request["overrides"]:
         _add_overrides(params, request["overrides"], held)
     target = request["target"]
@@ -51,8 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     return status
 
 
-def _add_imatrix(params: Any, path: Path, held: list[Any]) -> None:
-    """Point `params` to the matrix, and to what the file is to say of it."""
+def _add_imatrix(params: Any, path: Path, held: list[Any]) -> dict[str, str | int]:
+    """Point `params` to the matrix, and return what llama.cpp's own tool has a file say of it."""
     import llama_cpp
 
     imatrix = read_imatrix(path)
@@ -63,14 +66,22 @@ def _add_imatrix(params: Any, path: Path, held: list[Any]) -> None:
         entries.append(llama_cpp.llama_model_imatrix_data(name=name.encode(), data=pointer, size=mean.size))
     entries.append(llama_cpp.llama_model_imatrix_data(name=None, data=None, size=0))
     array = (llama_cpp.llama_model_imatrix_data * len(entries))(*entries)
-    facts: Mapping[str, str | int] = {
+    held += [entries, array]
+    params.imatrix = array
+    return {
         "quantize.imatrix.file": path.name,
-        "quantize.imatrix.dataset": " ".join(imatrix.datasets),
+        "quantize.imatrix.dataset": " ".join(dataset_names(imatrix.datasets)),
         "quantize.imatrix.entries_count": len(imatrix.sums),
         "quantize.imatrix.chunks_count": imatrix.chunks,
     }
-    overrides = (llama_cpp.llama_model_kv_override * (len(facts) + 1))()  # the last one is empty
-    for override, (key, value) in zip(overrides, facts.items(), strict=False):
+
+
+def _state(params: Any, stated: Mapping[str, str | int], held: list[Any]) -> None:
+    """Point `params` to what the file says beside, or instead of, what its source does."""
+    import llama_cpp
+
+    overrides = (llama_cpp.llama_model_kv_override * (len(stated) + 1))()  # the last one is empty
+    for override, (key, value) in zip(overrides, stated.items(), strict=False):
         override.key = key.encode()
         if isinstance(value, str):
             override.tag = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_STR
@@ -78,8 +89,8 @@ def _add_imatrix(params: Any, path: Path, held: list[Any]) -> None:
         else:
             override.tag = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT
             override.value.val_i64 = value
-    held += [entries, array, overrides]
-    params.imatrix, params.kv_overrides = array, overrides
+    held.append(overrides)
+    params.kv_overrides = overrides
 
 
 def _add_overrides(params: Any, types: Mapping[str, str], held: list[Any]) -> None:

@@ -18,6 +18,7 @@ from .settings import MixedSettings
 
 TYPES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 _BASE = "Q4_K_M"  # of the file's name for itself; every matrix is overridden
+_MORE_METADATA_BYTES = 2048  # at most, for what the file says of quantizer and importance matrix
 
 
 def write_mixed_gguf(
@@ -28,6 +29,7 @@ def write_mixed_gguf(
     settings: MixedSettings,
     texts: Sequence[Path],
     imatrix: Path | None,
+    metadata: Mapping[str, str],
 ) -> tuple[Mapping[str, str], dict[str, Any]]:
     """Choose and write.
 
@@ -38,6 +40,7 @@ def write_mixed_gguf(
         settings: The budget.
         texts: To measure on.
         imatrix: An importance matrix to quantize with.
+        metadata: What the file says of itself beside what `f16` does.
 
     Returns:
         What the quantizer meant where it had to store another type, and how the choice came about: how many tensors
@@ -48,7 +51,7 @@ def write_mixed_gguf(
     """
     contents = read_contents(f16, meant={})
     matrix_bytes = sum(int(tensor.n_bytes) for tensor in read_matrices(f16))
-    rest = f16.stat().st_size - matrix_bytes  # header, vocabulary, vectors
+    rest = f16.stat().st_size - matrix_bytes + _MORE_METADATA_BYTES  # header, vocabulary, vectors
     limit: int | None = None
     if settings.size is not None:
         limit = settings.size_bytes - rest
@@ -77,7 +80,9 @@ def write_mixed_gguf(
         )
         plan = json.loads((Path(scratch) / "plan.json").read_text(encoding="utf-8"))
     overrides = {f"^{name.replace('.', '[.]')}$": kind for name, kind in plan["types"].items()}
-    meant = quantize_gguf(f16, target, type_name=_BASE, imatrix=imatrix, overrides=overrides)
+    meant = quantize_gguf(
+        f16, target, type_name=_BASE, imatrix=imatrix, overrides=overrides, metadata=metadata
+    )
     if settings.size is not None and target.stat().st_size > settings.size_bytes:
         raise ExportError(
             f"`{target.name}` takes {target.stat().st_size} bytes, the budget is {settings.size_bytes}"

@@ -19,6 +19,7 @@ def quantize_gguf(
     type_name: str,
     imatrix: Path | None = None,
     overrides: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Mapping[str, str]:
     """Quantize the matrices of a GGUF.
 
@@ -28,6 +29,7 @@ def quantize_gguf(
         type_name: llama.cpp's name of the mix, such as `Q8_0` or `Q4_K_M`.
         imatrix: An importance matrix to go by.
         overrides: Other types, by a regular expression of the tensor's name; the first that is found counts.
+        metadata: What the file says of itself beside, or instead of, what `source` does.
 
     Returns:
         By tensor, the type that the quantizer meant where it had to store another.
@@ -41,6 +43,7 @@ def quantize_gguf(
         "file_type": type_name,
         "imatrix": str(imatrix) if imatrix else None,
         "overrides": dict(overrides or {}),
+        "metadata": dict(metadata or {}),
         "threads": available_cores(),
     }
     found = Path(f"{target}{FALLBACKS_SUFFIX}")

@@ -24,6 +24,7 @@ from ammd.progress import progress
 from .captured import measured
 from .checkpoint_facts import CheckpointFacts, read_checkpoint_facts
 from .estimates import check_memory, disk_bytes
+from .file_metadata import Provenance, checkpoint_metadata, scheme_metadata
 from .gguf_contents import read_contents
 from .imatrix import read_imatrix
 from .measure_imatrix import measure_imatrix
@@ -44,6 +45,9 @@ class ExportInputs:
     checkpoint: Path  # a folder with config.json, *.safetensors and tokenizer files
     texts: Path | None = None  # JSONL to measure an importance matrix on, unless the settings name others
     imatrix: Path | None = None  # one that is there already; the settings then say only that it is wanted
+    provenance: Provenance | None = (
+        None  # what the files say of their origin; without, what the checkpoint tells
+    )
 
 
 def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[str, Any]:
@@ -66,6 +70,7 @@ def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[st
     texts = _texts(inputs, settings)
     if inputs.imatrix:
         read_imatrix(inputs.imatrix)  # refused before any work, if at all
+    origin = checkpoint_metadata(inputs.checkpoint, inputs.provenance)
     f16 = folder / _file_name(Scheme.GGUF_F16)
     artifacts: list[dict[str, Any]] = []
     imatrix: dict[str, Any] | None = None
@@ -77,17 +82,24 @@ def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[st
             more: dict[str, Any] = {}
             with measured() as cost:
                 if scheme in ONNX_SCHEMES:
-                    write_onnx(inputs.checkpoint, target, precision=scheme.type_name, settings=settings.onnx)
+                    write_onnx(
+                        inputs.checkpoint,
+                        target,
+                        precision=scheme.type_name,
+                        settings=settings.onnx,
+                        metadata=_onnx_metadata(origin | scheme_metadata(scheme)),
+                    )
                 elif scheme in CONVERTED:
-                    _convert(inputs.checkpoint, target, scheme)
+                    _convert(inputs.checkpoint, target, scheme, origin)
                 else:
                     if not f16.exists():
-                        _convert(inputs.checkpoint, f16, Scheme.GGUF_F16)
+                        _convert(inputs.checkpoint, f16, Scheme.GGUF_F16, origin)
                     if settings.imatrix and imatrix is None:
                         report(done, "imatrix")
                         imatrix = _imatrix(inputs, settings.imatrix, f16=f16, target=folder / IMATRIX)
                         report(done, scheme.value)
                     matrix = folder / IMATRIX if imatrix else None
+                    own = scheme_metadata(scheme, imatrix=matrix)
                     if settings.mixed and scheme is Scheme.GGUF_MIXED:
                         meant, choice = write_mixed_gguf(
                             inputs.checkpoint,
@@ -96,10 +108,13 @@ def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[st
                             settings=settings.mixed,
                             texts=texts,
                             imatrix=matrix,
+                            metadata=own,
                         )
                         more["choice"] = choice
                     elif mix := mix_of(scheme):
-                        meant = quantize_gguf(f16, target, type_name=mix.file_type, imatrix=matrix)
+                        meant = quantize_gguf(
+                            f16, target, type_name=mix.file_type, imatrix=matrix, metadata=own
+                        )
             more |= {"seconds": round(cost.seconds, 3), "peak_rss_bytes": cost.peak_rss_bytes}
             artifacts.append(_describe(scheme, target, facts, meant=meant) | more)
         report(len(settings.schemes))
@@ -112,9 +127,20 @@ def _file_name(scheme: Scheme) -> str:
     return f"student-{scheme.type_name}.gguf" if scheme in GGUF_SCHEMES else scheme.value
 
 
-def _convert(checkpoint: Path, target: Path, scheme: Scheme) -> None:
+def _convert(checkpoint: Path, target: Path, scheme: Scheme, origin: Mapping[str, str]) -> None:
     if not target.exists():  # F16 may be there already, as the quantizer's source
-        write_gguf(checkpoint, target, name=checkpoint.resolve().name, type_name=scheme.type_name)
+        metadata = {**origin, **scheme_metadata(scheme)}
+        write_gguf(
+            checkpoint, target, name=origin["general.name"], type_name=scheme.type_name, metadata=metadata
+        )
+
+
+def _onnx_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the same with the one key for it that the ONNX standard names."""
+    found = dict(metadata)
+    if "general.license" in found:
+        found["model_license"] = found["general.license"]
+    return found
 
 
 def _texts(inputs: ExportInputs, settings: ExportSettings) -> list[Path]:

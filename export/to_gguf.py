@@ -2,12 +2,14 @@
 
 The converter knows every architecture's tensor names, permutations and tokenizer keys, and it is what users
 compare with; writing a second one would only add a second opinion. Vectors stay F32.
-The same checkpoint gives the same bytes: the child's hash seed is fixed (`captured`), and the name that is
-written into the file is given by the caller.
+The same checkpoint gives the same bytes: the child's hash seed is fixed (`captured`), and what is written into the
+file of its name and origin is given by the caller.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from ammd.errors import ExportError
@@ -20,7 +22,14 @@ from .mapped_files import released_mappings
 from .misread import check_gguf
 
 
-def write_gguf(checkpoint: Path, target: Path, *, name: str, type_name: str = "f16") -> None:
+def write_gguf(
+    checkpoint: Path,
+    target: Path,
+    *,
+    name: str,
+    type_name: str = "f16",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Convert a checkpoint folder to a GGUF.
 
     Args:
@@ -28,6 +37,7 @@ def write_gguf(checkpoint: Path, target: Path, *, name: str, type_name: str = "f
         target: The file to write.
         name: The model's name inside the file.
         type_name: Of the matrices: `f16`, `bf16` or `f32`.
+        metadata: What the file says of itself beside its name.
 
     Raises:
         FetchError: llama.cpp's source cannot be had.
@@ -38,7 +48,7 @@ def write_gguf(checkpoint: Path, target: Path, *, name: str, type_name: str = "f
     options = ["--outtype", type_name, "--outfile", str(target), "--model-name", name]
     run_module(
         "ammd.export.gguf_converter",
-        [str(tree), str(checkpoint), *options],
+        [str(tree), json.dumps(dict(metadata or {})), str(checkpoint), *options],
         task=f"convert `{checkpoint}` to GGUF",
     )
     _check_finite(target)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from ammd.errors import ExportError
@@ -42,7 +43,12 @@ _FIRST_TRANSFORMERS_WITH_ROPE_PARAMETERS = (5,)
 
 
 def write_onnx(
-    checkpoint: Path, folder: Path, *, precision: str = "int4", settings: OnnxSettings | None = None
+    checkpoint: Path,
+    folder: Path,
+    *,
+    precision: str = "int4",
+    settings: OnnxSettings | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Build an ONNX model with its genai configuration and tokenizer files.
 
@@ -51,6 +57,7 @@ def write_onnx(
         folder: The folder to write; it is created.
         precision: Of the weights: `fp32`, `fp16`, `int8` or `int4`.
         settings: How to quantize; absent stands for the defaults.
+        metadata: What the graph says of itself.
 
     Raises:
         ExportError: The builder does not know the architecture or fails, its output is incomplete, or the
@@ -83,7 +90,16 @@ def write_onnx(
         share_embedding(folder / GRAPH, folder / WEIGHTS)
     if precision == "fp16":
         halve_storage(folder / GRAPH, folder / WEIGHTS)
+    _state_metadata(folder / GRAPH, metadata or {})
     mend_genai_folder(folder, checkpoint)
+
+
+def _state_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.save(model, path)
 
 
 def _check_rope(checkpoint: Path) -> None:

@@ -1,13 +1,14 @@
 """A stage on files of the user's own, outside any run: what `ammd export`, `verify`, `eval` and `bench` do.
 
 The same code in the same kind of process as in a run; only the inputs are named by hand. Inside a run folder
-what is not named (teacher, held-out prompts) is found there.
+what is not named (teacher, held-out prompts, where a student comes from) is found there.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from ammd.machine import library_versions
 from ammd.runtime.verify import artifact_name
 from ammd.settings import Settings
 
-from .cache import stage_key
+from .cache import Stated, stage_key
 from .launch import Outcome, run_in_child
+from .provenance import provenance_of
 from .stages import STAGES
 
 
@@ -82,11 +84,14 @@ def export_to(
         )
     stage, more = STAGES["export"], {"texts": texts, "imatrix": imatrix}
     with staging_folder(folder) as staging:
-        paths = {"checkpoint": str(checkpoint.resolve())}
+        paths: dict[str, Any] = {"checkpoint": str(checkpoint.resolve())}
         paths |= {name: str(path.resolve()) for name, path in more.items() if path}
+        inputs = {"checkpoint": hash_records(list_files(checkpoint))}
+        if known := provenance_of(checkpoint):
+            stated = Stated(value=asdict(known))
+            paths["provenance"], inputs["provenance"] = stated.value, stated.hash
         outcome = run_in_child(stage, inputs=paths, settings=settings, folder=staging)
         document = settings.model_dump(mode="json")
-        inputs = {"checkpoint": hash_records(list_files(checkpoint))}
         manifest = Manifest(
             stage="export",
             key=stage_key(stage, settings=document, inputs=inputs),

@@ -54,6 +54,18 @@ class NamedPart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stated:
+    """An input that is no file: facts, handed over as they are."""
+
+    value: Mapping[str, Any]  # JSON values
+
+    @property
+    def hash(self) -> str:
+        """Of the content."""
+        return hash_text(json.dumps(self.value, sort_keys=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """A finished stage in its run folder."""
 
@@ -82,7 +94,8 @@ class Done:
         return Part(path=self.folder / name, hash=hash_records(records))
 
 
-Inputs = Mapping[str, Part | tuple[NamedPart, ...]]
+Input = Part | Stated | tuple[NamedPart, ...]
+Inputs = Mapping[str, Input]
 
 
 def stage_key(stage: Stage, *, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -102,7 +115,7 @@ def hash_inputs(inputs: Inputs) -> dict[str, str]:
     """Return one content hash for each input, names of named parts included."""
     hashes = {}
     for name, value in inputs.items():
-        if isinstance(value, Part):
+        if isinstance(value, Part | Stated):
             hashes[name] = value.hash
         else:
             hashes[name] = hash_text("\n".join(f"{item.name}\0{item.part.hash}" for item in value))
@@ -111,12 +124,15 @@ def hash_inputs(inputs: Inputs) -> dict[str, str]:
 
 def paths_of(inputs: Inputs) -> dict[str, Any]:
     """Return the JSON form of a stage's inputs record."""
-    return {
-        name: str(value.path)
-        if isinstance(value, Part)
-        else [{"name": item.name, "path": str(item.part.path)} for item in value]
-        for name, value in inputs.items()
-    }
+    paths: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if isinstance(value, Stated):
+            paths[name] = dict(value.value)
+        elif isinstance(value, Part):
+            paths[name] = str(value.path)
+        else:
+            paths[name] = [{"name": item.name, "path": str(item.part.path)} for item in value]
+    return paths
 
 
 def find_stage(folder: Path, key: str) -> Done | None:

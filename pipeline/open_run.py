@@ -21,8 +21,7 @@ from ammd.settings import Settings
 
 from .cache import (
     Done,
-    NamedPart,
-    Part,
+    Input,
     clean_stage,
     find_stage,
     hash_inputs,
@@ -55,7 +54,7 @@ class OpenRun:
     stages: Mapping[str, Stage]
     done: dict[str, Done] = field(default_factory=dict)
 
-    def stage(self, name: str, settings: Settings, **inputs: Part | tuple[NamedPart, ...]) -> Done:
+    def stage(self, name: str, settings: Settings, **inputs: Input) -> Done:
         """Return the stage `name`, found in the cache or made now.
 
         Raises:

