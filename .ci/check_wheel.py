@@ -17,7 +17,7 @@ FOLDERS = {
     "runtime": "ammd/runtime",
     "pipeline": "ammd/pipeline",
 }
-DATA = {"ammd": ["py.typed"], "pipeline": ["*.toml", "*.jsonl", "*.html.j2"]}
+DATA = {"ammd": ["py.typed"], "pipeline": ["*.toml", "*.jsonl", "*.j2"]}
 
 
 def main() -> int:

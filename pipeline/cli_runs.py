@@ -69,7 +69,7 @@ def runs(runs_dir: Path, as_json: bool) -> None:
 def report(run: str, runs_dir: Path, as_json: bool) -> None:
     """Write a finished RUN's report anew.
 
-    That is summary.json and report.html. RUN is a run's folder, NAME/ID, the beginning of an ID, or a
+    That is summary.json, report.html and MODEL_CARD.md. RUN is a run's folder, NAME/ID, the beginning of an ID, or a
     NAME that has one run.
     """
     from .report import rebuild_report

@@ -42,6 +42,7 @@ RECIPE_NAME = "recipe.toml"
 # Written from all stages together, and out of date as soon as one is made anew.
 SUMMARY_NAME = "summary.json"
 REPORT_NAME = "report.html"
+CARD_NAME = "MODEL_CARD.md"
 _RUN_ID_DIGITS = 8
 
 
@@ -74,7 +75,7 @@ class OpenRun:
             resume = resume_folder(target, key)
             if stage.resumable:
                 paths["resume"] = str(resume)
-            for stale in (SUMMARY_NAME, REPORT_NAME):
+            for stale in (SUMMARY_NAME, REPORT_NAME, CARD_NAME):
                 (self.folder / stale).unlink(missing_ok=True)
             with staging_folder(target) as staging:
                 outcome = run_in_child(stage, inputs=paths, settings=given, folder=staging)

@@ -1,4 +1,4 @@
-"""report.html and summary.json: a finished run for a reader and for a program.
+"""report.html, MODEL_CARD.md and summary.json: a finished run for a reader, for who gets its files, for a program.
 
 The page is one file without scripts or outside requests. All text from models and recipes is escaped by the
 template; only the drawings made here go in as markup.
@@ -19,7 +19,8 @@ from ammd.errors import ArtifactError
 from .cache import Done
 from .columns import show, used_columns, value_of
 from .file_notes import file_notes
-from .open_run import RECIPE_NAME, REPORT_NAME, SUMMARY_NAME
+from .model_card import render_card
+from .open_run import CARD_NAME, RECIPE_NAME, REPORT_NAME, SUMMARY_NAME
 from .plots import draw_curves, draw_trade
 from .recipe import Recipe
 from .summary import build_summary
@@ -30,20 +31,20 @@ _SHOWN_ANSWERS = 12
 
 
 def publish_report(recipe: Recipe, folder: Path, done: Mapping[str, Done]) -> dict[str, Any]:
-    """Write summary and report of a run whose stages are all done; keep them if nothing was made anew.
+    """Write summary, report and card of a run whose stages are all done; keep them if nothing was made anew.
 
     Returns:
         The summary.
     """
     summary = build_summary(recipe, folder, done)
-    there = (folder / SUMMARY_NAME).is_file() and (folder / REPORT_NAME).is_file()
+    there = all((folder / name).is_file() for name in (SUMMARY_NAME, REPORT_NAME, CARD_NAME))
     if not there or not all(item.cached for item in done.values()):
         _write(summary, folder, done)
     return summary
 
 
 def rebuild_report(folder: Path) -> dict[str, Any]:
-    """Write summary and report of a finished run anew from its stages and return the summary.
+    """Write summary, report and card of a finished run anew from its stages and return the summary.
 
     Raises:
         ArtifactError: A stage is missing or altered.
@@ -108,11 +109,19 @@ def _write(summary: dict[str, Any], folder: Path, done: Mapping[str, Done]) -> N
         answers=_read_lines(done["evaluate"].folder / "answers.jsonl"),
         recipe_text=(folder / RECIPE_NAME).read_text(encoding="utf-8"),
     )
-    temporary = folder / f"{REPORT_NAME}.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(folder / REPORT_NAME)
+    card = render_card(summary, model_context_tokens=_context_tokens(done["distill"].folder / "student"))
+    for name, text in ((REPORT_NAME, page), (CARD_NAME, card)):
+        temporary = folder / f"{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder / name)
     write_json(folder / SUMMARY_NAME, summary)
-    log.info("report: `%s`", folder / REPORT_NAME)
+    log.info("report: `%s`, model card: `%s`", folder / REPORT_NAME, folder / CARD_NAME)
+
+
+def _context_tokens(checkpoint: Path) -> int | None:
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    found = config.get("max_position_embeddings")
+    return found if isinstance(found, int) else None
 
 
 def _facts(rows: list[dict[str, Any]], section: str) -> tuple[list[str], list[tuple[str, list[str]]]]:

@@ -7,15 +7,19 @@ again at any time. docs/fields.md defines every number in it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ammd.artifact import hash_weights
 from ammd.machine import describe_machine
 
 from .cache import Done
+from .provenance import provenance
 from .recipe import Recipe
 
 SCHEMA = "ammd.run/1"
+_COUNTS = ("train_prompts", "train_response_tokens", "teacher_written")
 # Model name -> where its checkpoint lies in the run.
 CHECKPOINTS = {
     "teacher": ("prepare", "teacher"),
@@ -36,10 +40,13 @@ def build_summary(recipe: Recipe, folder: Path, done: Mapping[str, Done]) -> dic
         "peak_rss_bytes": max((item.manifest.peak_rss_bytes for item in done.values()), default=0),
         "stages": [_stage_row(name, item) for name, item in done.items()],
         "models": [_model_row(name, done) for name, (stage, _) in CHECKPOINTS.items() if stage in done],
+        "origin": _origin(recipe, done),
+        "training": _training(done),
         "vocabulary": _results(done, "prepare").get("vocabulary"),
         "artifacts": [_artifact_row(row, done) for row in _results(done, "export").get("artifacts", [])],
         "imatrix": _results(done, "export").get("imatrix"),
         "machine": describe_machine(),
+        "measured_on": _results(done, "bench").get("machine"),
         "versions": dict(last.versions) if last else {},
         "recipe": recipe.model_dump(mode="json"),
     }
@@ -80,6 +87,23 @@ def _artifact_row(row: Mapping[str, Any], done: Mapping[str, Done]) -> dict[str,
         "quality": _results(done, "evaluate").get("quality", {}).get(name),
         "bench": _results(done, "bench").get("bench", {}).get(name),
     }
+
+
+def _origin(recipe: Recipe, done: Mapping[str, Done]) -> dict[str, Any] | None:
+    """Return what the exported files say of their origin; None before there is a student."""
+    if "distill" not in done:
+        return None
+    known = provenance(recipe.name, done["prepare"].manifest, done["distill"].manifest)
+    stage, part = CHECKPOINTS["student"]
+    return asdict(known) | {"student_sha256": hash_weights(done[stage].folder / part)}
+
+
+def _training(done: Mapping[str, Done]) -> dict[str, Any]:
+    """Return what was counted on the way to the student."""
+    prepared, distilled = _results(done, "prepare"), _results(done, "distill")
+    cuts = {key: prepared.get("student", {}).get(key) for key in ("kept_layers", "block_influence")}
+    counts = {key: prepared[key] for key in _COUNTS if key in prepared}
+    return counts | dict(distilled) | {key: value for key, value in cuts.items() if value}
 
 
 def _results(done: Mapping[str, Done], stage: str) -> Mapping[str, Any]:

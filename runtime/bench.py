@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ammd.artifact import write_json
-from ammd.machine import available_cores
+from ammd.machine import available_cores, describe_machine
 from ammd.progress import progress
 
 from .artifact_ref import ArtifactRef
@@ -40,7 +40,7 @@ def run(inputs: BenchInputs, settings: BenchSettings, folder: Path) -> dict[str,
     """
     bench = measure_artifacts(inputs.artifacts, settings)
     write_json(folder / "bench.json", bench)
-    return {"bench": bench}
+    return {"bench": bench, "machine": describe_machine()}
 
 
 def measure_artifacts(artifacts: Sequence[ArtifactRef], settings: BenchSettings) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`ammd run` with the real stages, on a random model of four layers: every file, every number, twice."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,24 @@ def ammd(*arguments):
     return done.stdout
 
 
+def run_examples(folder):
+    """Run the model card's own Python lines where it says that they run."""
+    card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```$", card, flags=re.MULTILINE | re.DOTALL)
+    assert len(examples) == 2
+    for code in examples:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
 @pytest.mark.real
 def test_recipe_to_report_and_again(recipe, tmp_path):
     runs = tmp_path / "runs"
@@ -82,6 +101,7 @@ def test_recipe_to_report_and_again(recipe, tmp_path):
     teacher = next(row for row in summary["models"] if row["name"] == "teacher")
     assert teacher["quality"]["kl_to_teacher_nats"] == pytest.approx(0, abs=1e-5)  # float32 rounding
     assert (Path(summary["path"]) / "report.html").stat().st_size > 10_000
+    run_examples(Path(summary["path"]))
 
     again = json.loads(ammd("run", recipe, "--runs-dir", runs, "--json"))
     assert all(row["cached"] for row in again["stages"])

@@ -1,0 +1,149 @@
+"""MODEL_CARD.md: a run's files for somebody who did not make them, with the front matter of the Hugging Face hub.
+
+Everything in it is taken from the run's summary; what the run does not know is said to be unknown. Paths are relative
+to the card, so that card and files can be copied together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from .file_notes import file_notes
+from .license_note import license_lines
+from .recipe import BUILTIN
+
+QUESTION = "Why is the sky blue?"
+_EXPORT = "export"
+_CONTEXT_TOKENS = 1024  # of the examples, at most
+_FORMATS = {"gguf": "GGUF", "onnx-genai": "ONNX"}
+
+
+def render_card(summary: Mapping[str, Any], *, model_context_tokens: int | None) -> str:
+    """Return the card.
+
+    Args:
+        summary: The run's document.
+        model_context_tokens: The longest text that it reads, if its config says so.
+    """
+    import jinja2
+
+    source = files("ammd.pipeline").joinpath("model_card.md.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
+    )
+    environment.filters["yaml"] = lambda text: json.dumps(text, ensure_ascii=False)  # is YAML as well
+    text = environment.from_string(source).render(
+        summary=summary,
+        recipe=summary["recipe"],
+        name=summary["recipe"]["name"],
+        question=QUESTION,
+        context_tokens=min(_CONTEXT_TOKENS, model_context_tokens or _CONTEXT_TOKENS),
+        number=_number,
+        **_files(summary),
+        **_origin(summary),
+        **_quality(summary),
+    )
+    return text.rstrip("\n") + "\n"
+
+
+def _files(summary: Mapping[str, Any]) -> dict[str, Any]:
+    rows = summary["artifacts"]
+    paths = {row["name"]: f"{_EXPORT}/{Path(row['path']).name}" for row in rows}
+
+    def smallest(kind: str) -> str | None:
+        found = [row for row in rows if row["format"] == kind]
+        return paths[min(found, key=lambda row: row["bytes"])["name"]] if found else None
+
+    formats = list(dict.fromkeys(_FORMATS[row["format"]] for row in rows))
+    tags = [text.lower() for text in formats]
+    tags += ["llama.cpp"] * ("GGUF" in formats) + ["onnxruntime-genai"] * ("ONNX" in formats)
+    return {
+        "paths": paths,
+        "gguf": smallest("gguf"),
+        "onnx": smallest("onnx-genai"),
+        "formats": " and ".join(formats),
+        "tags": [*tags, "distillation", "ammd"],
+        "notes": {row["name"]: found for row in rows if (found := file_notes(row))},
+        "proofs": {row["name"]: _proofs(row["parity"]) for row in rows},
+        "machine": _machine(summary["measured_on"]),
+    }
+
+
+def _origin(summary: Mapping[str, Any]) -> dict[str, Any]:
+    recipe, origin, training = summary["recipe"], summary["origin"] or {}, summary["training"]
+    teacher, base = origin.get("teacher"), origin.get("base_model")
+    source = teacher["source"] if teacher else _last_part(recipe["prepare"]["teacher"])
+    cut, whole = training.get("kept_layers"), training.get("block_influence")
+    shape = f" in {len(cut)} layers" if cut else ""
+    prompts = recipe["prepare"]["prompts"]
+    written, train = training.get("teacher_written"), training.get("train_prompts")
+    return {
+        "origin": summary["origin"],
+        "training": training,
+        "teacher": teacher,
+        "teacher_name": teacher["name"] if teacher else f"`{source}`",
+        "base": base,
+        "license": base["license"] if base else None,
+        "license_lines": license_lines(base=base, teacher=teacher, prompts=prompts),
+        "parameters": training.get("parameters"),
+        "shape": shape,
+        "student_text": _student(recipe["prepare"]["student"], base, cut=cut, whole=whole),
+        "data": "ammd's own quickstart prompts" if prompts == BUILTIN else f"`{_last_part(prompts)}`",
+        "writers": "all written by the teacher" if written == train else f"{written} of them by the teacher",
+    }
+
+
+def _student(wanted: Mapping[str, Any], base: Mapping[str, Any] | None, *, cut: Any, whole: Any) -> str:
+    if wanted["kind"] == "model":
+        name = base["name"] if base else _last_part(wanted["source"])
+        return f"the weights of {name} to begin with"
+    layers = f"{len(cut)} of its {len(whole)} layers" if cut and whole else "fewer layers"
+    sizes = [
+        f"{wanted[key]} {text}"
+        for key, text in (
+            ("intermediate_size", "feed-forward channels"),
+            ("key_value_heads", "key-value heads"),
+        )
+        if wanted.get(key) is not None
+    ]
+    kept = ", ".join(([layers] if cut else []) + sizes) or layers
+    return f"the teacher cut to {kept}"
+
+
+def _quality(summary: Mapping[str, Any]) -> dict[str, Any]:
+    judged = [row for row in (*summary["models"], *summary["artifacts"]) if row["quality"]]
+    counts = sorted({row["quality"]["prompts"] for row in judged if "prompts" in row["quality"]})
+    student: Mapping[str, Any] = next((row["quality"] for row in judged if row["name"] == "student"), {})
+    return {
+        "judged": judged,
+        "judged_prompts": " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "few",
+        "looping": student.get("looping_share"),
+    }
+
+
+def _number(facts: Mapping[str, Any] | None, key: str, form: str, times: float = 1) -> str:
+    value = (facts or {}).get(key)
+    return "–" if value is None else form % (value * times)
+
+
+def _proofs(parity: Mapping[str, Any] | None) -> str:
+    if not parity:
+        return "–"
+    faults = parity.get("faults") or ()
+    return f"{len(faults)} failed" if faults else "passed"
+
+
+def _machine(machine: Mapping[str, Any] | None) -> str:
+    if machine is None:
+        return "a machine of which the run has no record"
+    cores, ram = machine["cores"], machine["ram_bytes"] / 2**30
+    return f"{cores} cores of {machine['cpu'] or 'an unknown processor'}, {ram:.0f} GiB of memory"
+
+
+def _last_part(source: str) -> str:
+    """Return a source or file as it may be told to others: without the folders of this machine."""
+    return source if source.startswith(("hub:", "pypi:")) else Path(source).name

@@ -1,0 +1,170 @@
+"""The model card: front matter that the hub reads, numbers from the run, nothing of this machine, nothing invented."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from ammd.pipeline.license_note import license_lines
+from ammd.pipeline.model_card import render_card
+from ammd.pipeline.recipe import load_recipe
+from ammd.pipeline.run import run_recipe
+from ammd.pipeline.summary import build_summary
+
+BASE = {
+    "name": "Base",
+    "source": "hub:Org/Base@main",
+    "revision": "commit:123",
+    "hub_id": "Org/Base",
+    "license": {"id": "apache-2.0", "name": None, "link": None},
+}
+OWN = {
+    **BASE,
+    "name": "Own",
+    "hub_id": None,
+    "license": {"id": "other", "name": "my-own", "link": "https://a.b/c"},
+}
+TRAINING = {
+    "parameters": 113_000_000,
+    "kept_layers": [0, 2],
+    "block_influence": [0.1, 0.2, 0.3],
+    "train_prompts": 1072,
+    "train_response_tokens": 60760,
+    "teacher_written": 1072,
+}
+
+
+def _artifact(name, kind, path, size):
+    return {
+        "name": name,
+        "format": kind,
+        "path": f"/home/me/runs/tiny/x/export/{path}",
+        "bytes": size,
+        "bits_per_weight": 4.5,
+        "parity": {"kl_nats": 0.0391, "top1_agreement": 0.884, "faults": []},
+        "quality": {"kl_to_teacher_nats": 0.579, "rouge_l": 0.25, "repetition": 0.199, "prompts": 8},
+        "bench": {
+            "threads": 2,
+            "decode_tokens_per_s": 128.4,
+            "ttft_s": 0.169,
+            "peak_rss_bytes": 158 << 20,
+        },
+    }
+
+
+@pytest.fixture
+def summary(tmp_path, recipe_path):
+    """A summary as a finished run has it, its numbers made up."""
+    found = build_summary(load_recipe(recipe_path), tmp_path, {})
+    found["measured_on"] = {"cpu": "Some CPU", "cores": 2, "ram_bytes": 24 << 30}
+    found["versions"] = {"ammd": "0.1.0"}
+    found["origin"] = {"recipe_sha256": "ab", "student_sha256": "cd", "teacher": BASE, "base_model": BASE}
+    found["training"] = TRAINING
+    found["artifacts"] = [
+        _artifact("gguf-f16", "gguf", "student-f16.gguf", 200 << 20),
+        _artifact("gguf-q4_k_m", "gguf", "student-q4_k_m.gguf", 87 << 20),
+        _artifact("onnx-int4", "onnx-genai", "onnx-int4", 97 << 20),
+    ]
+    return found
+
+
+def _card(summary):
+    return render_card(summary, model_context_tokens=512)
+
+
+def _blocks(card):
+    """Return the card's code by language."""
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", card, flags=re.MULTILINE | re.DOTALL)
+    return {kind: [text for name, text in blocks if name == kind] for kind, _ in blocks}
+
+
+def test_front_matter_is_what_the_hub_reads(summary):
+    data = ModelCard(_card(summary)).data
+    assert (data.license, data.base_model, data.pipeline_tag) == ("apache-2.0", "Org/Base", "text-generation")
+    assert data.tags == ["gguf", "onnx", "llama.cpp", "onnxruntime-genai", "distillation", "ammd"]
+    summary["origin"]["base_model"] = OWN
+    data = ModelCard(_card(summary)).data
+    assert (data.license, data.license_name, data.license_link) == ("other", "my-own", "https://a.b/c")
+    assert data.base_model is None
+
+
+def test_numbers_are_the_runs(summary):
+    card = _card(summary)
+    file = "export/student-q4_k_m.gguf"
+    assert f"| [`{file}`]({file}) | 87 | 4.50 | 0.039 | 88.4 % | passed |" in card
+    assert "Speed and memory on 2 cores of Some CPU, 24 GiB of memory:" in card
+    assert "| `gguf-q4_k_m` | 2 | 128 | 169 | 158 |" in card
+    assert "first token after 128 tokens" in card
+    assert "| `gguf-q4_k_m` | 8 | 0.579 | 25.0 | 19.9 |" in card
+    assert "113 million parameters in 2 layers" in card
+    assert "cut to 2 of its 3 layers" in card
+    assert "1,072 prompts (`prompts.jsonl`), 60,760 response tokens, all written by the teacher" in card
+    assert "seeds 7 (texts) and 7 (training)" in card
+    summary["artifacts"][1]["parity"]["faults"] = ["x"]
+    assert "| 88.4 % | 1 failed |" in _card(summary)
+
+
+def test_nothing_of_this_machine_is_told(summary, tmp_path):
+    card = _card(summary)
+    assert str(tmp_path) not in card
+    assert "/home/" not in card
+
+
+def test_examples_take_the_smallest_file_of_each_kind(summary):
+    blocks = _blocks(_card(summary))
+    assert "-m export/student-q4_k_m.gguf" in blocks["sh"][0]
+    llama, genai = blocks["python"]
+    assert 'Llama("export/student-q4_k_m.gguf", n_ctx=512' in llama
+    assert 'og.Model("export/onnx-int4")' in genai
+    assert "max_length=512" in genai
+    summary["artifacts"] = summary["artifacts"][:1]
+    blocks = _blocks(_card(summary))
+    assert blocks.keys() == {"sh", "python"}
+    assert "student-f16.gguf" in blocks["python"][0]
+
+
+def test_swift_example_calls_what_the_library_exports_and_frees_what_it_makes(summary):
+    blocks = _blocks(_card(summary))
+    library = Path(find_spec("onnxruntime_genai").origin).parent / "libonnxruntime-genai.so"
+    content = library.read_bytes()
+    called = set(re.findall(r"\bOga\w+", blocks["swift"][0]))
+    assert len(called) > 15
+    assert {name for name in called if name.encode() + b"\0" not in content} == set()
+    created = {name.removeprefix("OgaCreate") for name in called if name.startswith("OgaCreate")}
+    assert created <= {name.removeprefix("OgaDestroy") for name in called if name.startswith("OgaDestroy")}
+
+
+def test_what_is_not_known_is_said_to_be_unknown(summary):
+    summary["origin"], summary["training"], summary["measured_on"] = None, {}, None
+    summary["artifacts"][0] |= {"parity": None, "quality": None, "bench": None}
+    card = _card(summary)
+    assert ModelCard(card).data.license is None
+    assert "Licence of the base model: unknown" in card
+    assert "distilled from `teacher`" in card
+    assert "on a machine of which the run has no record" in card
+    assert "| `gguf-f16` | – | – | – | – |" in card
+
+
+def test_licence_says_what_each_part_states():
+    known, data, _ = license_lines(base=BASE, teacher=BASE, prompts="builtin:quickstart")
+    assert "Base, states its licence as `apache-2.0`." in known
+    assert "give a copy of that licence" in known
+    assert "Apache-2.0" in data
+    base, teacher, data, _ = license_lines(base=OWN, teacher={**BASE, "license": None}, prompts="/x.jsonl")
+    assert "`my-own`, https://a.b/c" in base
+    assert "read it" in base
+    assert "teacher, Base: unknown" in teacher
+    assert "training data: unknown" in data
+
+
+def test_a_run_writes_its_card_and_writes_it_again(tmp_path, recipe_path, stand_in):
+    recipe = load_recipe(recipe_path)
+    made = run_recipe(recipe, runs_dir=tmp_path / "runs", stages=stand_in.stages)
+    path = tmp_path / "runs" / made["run"] / "MODEL_CARD.md"
+    text = path.read_text(encoding="utf-8")
+    assert "2 tensors of rows of 576 weights stored as Q5_0 instead of Q4_K" in text
+    path.unlink()
+    run_recipe(recipe, runs_dir=tmp_path / "runs", stages=stand_in.stages)
+    assert path.read_text(encoding="utf-8") == text
