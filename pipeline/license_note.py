@@ -11,7 +11,7 @@ from .recipe import BUILTIN
 _DUTIES = {
     "apache-2.0": "Who passes the files on has to give a copy of that licence with them, to keep the notices of "
     "copyright, patents and attribution, those in a NOTICE file among them, and to say that the files were changed. "
-    "They were: the weights of the base model were cut or trained, and then quantized.",
+    "They were: the weights of the base model were cut or trained, and then converted or quantized.",
     "mit": "Who passes the files on has to keep its notice of copyright and its text with them.",
 }
 
@@ -33,7 +33,7 @@ def license_lines(
         lines.append("The training prompts were written for ammd and are under its licence, Apache-2.0.")
     else:
         lines.append("Licence of the training data: unknown to ammd, whoever chose the data has to know it.")
-    return [*lines, "ammd lays no claim to the files. This is a record, not legal advice."]
+    return [*lines, "This is a record of what is stated, not legal advice."]
 
 
 def _model(model: Mapping[str, Any] | None, role: str) -> str:

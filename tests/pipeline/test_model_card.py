@@ -101,6 +101,7 @@ def test_numbers_are_the_runs(summary):
     assert "113 million parameters in 2 layers" in card
     assert "cut to 2 of its 3 layers" in card
     assert "1,072 prompts (`prompts.jsonl`), 60,760 response tokens, all written by the teacher" in card
+    assert "- Teacher: [Base](https://huggingface.co/Org/Base), from `hub:Org/Base@main`, commit:123." in card
     assert "seeds 7 (texts) and 7 (training)" in card
     summary["artifacts"][1]["parity"]["faults"] = ["x"]
     assert "| 88.4 % | 1 failed |" in _card(summary)
