@@ -23,6 +23,7 @@ from ammd.artifact import (
 )
 from ammd.errors import ArtifactError, RecipeError
 from ammd.machine import library_versions
+from ammd.runtime.artifact_ref import EngineKind, choose_kind
 from ammd.runtime.verify import artifact_name
 from ammd.settings import Settings
 
@@ -108,22 +109,29 @@ def export_to(
     return {"schema": "ammd.export/1", "path": str(folder.resolve()), **_costs(outcome), "artifacts": rows}
 
 
-def named(paths: Sequence[Path]) -> list[dict[str, str]]:
+def named(paths: Sequence[Path], *, engine: str | None = None) -> list[dict[str, str | None]]:
     """Return a name for each model path: that of its scheme, with its folder's where that is not enough.
 
     Raises:
         ArtifactError: Nothing is at one of the paths.
+        EngineError: `engine` cannot run one of them.
         RecipeError: The same model is named twice.
     """
     for path in paths:
         if not path.exists():
             raise ArtifactError(f"no model at `{path}`", path=str(path))
+        if engine:
+            choose_kind(path, EngineKind(engine))
     real = [path.resolve() for path in paths]
     if len(set(real)) != len(real):
         raise RecipeError("the same model is named twice")
     names = [artifact_name(path) for path in real]
     return [
-        {"name": name if names.count(name) == 1 else f"{path.parent.name}/{name}", "path": str(path)}
+        {
+            "name": name if names.count(name) == 1 else f"{path.parent.name}/{name}",
+            "path": str(path),
+            "engine": engine,
+        }
         for name, path in zip(names, real, strict=True)
     ]
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-from .cli_options import emit, examples, json_option, screen_options, set_option
+from ammd.runtime.artifact_ref import EngineKind
+
+from .cli_options import emit, engine_option, examples, json_option, screen_options, set_option
 
 _PATH = click.Path(path_type=Path)
 
@@ -70,11 +72,17 @@ def export(
     type=_PATH,
     help="JSONL of a prepare stage, or of prompts.  [default: the run's, else the packaged prompts]",
 )
+@engine_option
 @set_option
 @json_option
 @screen_options
 def verify(
-    file: Path, against: Path | None, heldout: Path | None, overrides: tuple[str, ...], as_json: bool
+    file: Path,
+    against: Path | None,
+    heldout: Path | None,
+    engine: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Prove FILE against its checkpoint.
 
@@ -89,7 +97,7 @@ def verify(
     from .recipe import BUILTIN, data_file, load_section
     from .table import facts_table
 
-    artifacts = named([file])
+    artifacts = named([file], engine=engine)
     check_recorded(file)
     checkpoint = named([against])[0]["path"] if against else part_of_run(file, "distill/student")
     texts = (
@@ -114,6 +122,7 @@ def verify(
 @click.argument("models", nargs=-1, required=True, type=_PATH)
 @click.option("--teacher", type=_PATH, help="Checkpoint to compare with.  [default: the run's]")
 @click.option("--heldout", type=_PATH, help="Held-out JSONL of a prepare stage.  [default: the run's]")
+@engine_option
 @set_option
 @json_option
 @screen_options
@@ -121,6 +130,7 @@ def evaluate(
     models: tuple[Path, ...],
     teacher: Path | None,
     heldout: Path | None,
+    engine: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -136,7 +146,7 @@ def evaluate(
     from .table import facts_table
 
     inputs = {
-        "models": named(models),
+        "models": named(models, engine=engine),
         "teacher": str(teacher or find_in_run(models[0], "prepare/teacher", option="--teacher")),
         "heldout": str(heldout or find_in_run(models[0], "prepare/heldout.jsonl", option="--heldout")),
     }
@@ -147,14 +157,15 @@ def evaluate(
 @click.command(
     epilog=examples(
         "ammd bench student-q8_0.gguf student-q4_k_m.gguf",
-        "ammd bench runs/quickstart/3f9a01c2/export/onnx-int4 --set repetitions=10 --json",
+        "ammd bench runs/quickstart/3f9a01c2/export/onnx-int4 --engine onnxruntime --json",
     )
 )
 @click.argument("files", nargs=-1, required=True, type=_PATH)
+@engine_option
 @set_option
 @json_option
 @screen_options
-def bench(files: tuple[Path, ...], overrides: tuple[str, ...], as_json: bool) -> None:
+def bench(files: tuple[Path, ...], engine: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Measure speed and memory of FILES.
 
     Load time, time to first token, prefill and decode speed, peak memory, each in a process of its own.
@@ -167,7 +178,7 @@ def bench(files: tuple[Path, ...], overrides: tuple[str, ...], as_json: bool) ->
     from .table import facts_table
 
     settings = load_section(BenchSettings, overrides)
-    document = measure("bench", settings=settings, inputs={"artifacts": named(files)})
+    document = measure("bench", settings=settings, inputs={"artifacts": named(files, engine=engine)})
     emit(document, lambda: [facts_table(document["bench"], title="bench")], as_json=as_json)
 
 
@@ -197,6 +208,7 @@ def bench(files: tuple[Path, ...], overrides: tuple[str, ...], as_json: bool) ->
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+@engine_option
 @screen_options
 def chat(
     artifact: Path,
@@ -207,6 +219,7 @@ def chat(
     top_p: float,
     seed: int,
     threads: int | None,
+    engine: str | None,
 ) -> None:
     """Talk to ARTIFACT, streaming.
 
@@ -224,6 +237,7 @@ def chat(
         seed=seed,
         system=system,
         threads=threads,
+        engine=EngineKind(engine) if engine else None,
     )
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ammd.runtime.artifact_ref import EngineKind
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -62,6 +64,16 @@ def runs_option(command: Callable[..., Any]) -> Callable[..., Any]:
         default=DEFAULT_RUNS,
         show_default=True,
         help="Folder of all runs.",
+    )(command)
+
+
+def engine_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--engine`."""
+    return click.option(
+        "--engine",
+        type=click.Choice([kind.value for kind in EngineKind]),
+        help="Library to run it in; an ONNX folder with genai_config.json also runs in onnxruntime.  "
+        "[default: by the form of the file]",
     )(command)
 
 

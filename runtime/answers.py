@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ammd.machine import has_fast_bfloat16
 
+from .artifact_ref import asked_kind
 from .divergence import compare, load_hidden_states
 from .engine import Engine, open_engine
 from .heldout import HeldOut, load_heldout
@@ -78,11 +79,16 @@ def measure_file(request: Mapping[str, Any]) -> dict[str, Any]:
     """Let an exported file answer greedily and compare it with the teacher. Runs in a child.
 
     Args:
-        request: As for `measure_checkpoint`, without `sampled_prompts` and `seed`.
+        request: As for `measure_checkpoint`, without `sampled_prompts` and `seed`; `engine`.
     """
     rows = load_heldout(Path(request["heldout"]), limit=max(request["prompts"], request["texts"]))
     room = max(_longest(rows), max(len(row.prompt_ids) for row in rows) + request["answer_tokens"])
-    with open_engine(Path(request["path"]), threads=request["threads"], context_tokens=room) as engine:
+    with open_engine(
+        Path(request["path"]),
+        threads=request["threads"],
+        context_tokens=room,
+        kind=asked_kind(request),
+    ) as engine:
         record = _compare_with_teacher(engine, rows[: request["texts"]], request)
         answers = [
             _answer(engine, _greedy(engine, row.prompt_ids, request["answer_tokens"]))

@@ -51,7 +51,7 @@ def measure_artifacts(artifacts: Sequence[ArtifactRef], settings: BenchSettings)
         EngineError: A model cannot be loaded or run, or its process was killed.
     """
     for artifact in artifacts:
-        _ = artifact.kind  # a missing one is reported before any work
+        _ = artifact.kind  # a missing one, or one that the engine cannot run, is reported before any work
     counts = thread_counts(settings.threads, available=available_cores())
     bench: dict[str, Any] = {}
     with progress("bench", len(artifacts) * len(counts)) as report:
@@ -59,7 +59,11 @@ def measure_artifacts(artifacts: Sequence[ArtifactRef], settings: BenchSettings)
             rows = []
             for place, threads in enumerate(counts):
                 report(done * len(counts) + place, f"{artifact.name}, {threads} threads")
-                request = settings.model_dump() | {"path": str(artifact.path), "threads": threads}
+                request = settings.model_dump() | {
+                    "path": str(artifact.path),
+                    "engine": artifact.kind.value,
+                    "threads": threads,
+                }
                 rows.append(summarize(call("bench_child:measure", request), settings, threads=threads))
             bench[artifact.name] = {**rows[-1], "rows": rows}
         report(len(artifacts) * len(counts))

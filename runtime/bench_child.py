@@ -18,6 +18,7 @@ from typing import Any
 
 from ammd.machine import peak_rss_bytes
 
+from .artifact_ref import asked_kind
 from .engine import Engine, open_engine
 
 # Plain prose of this project's own: real tokens, the same for every engine with the same tokenizer.
@@ -43,7 +44,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     """Measure one model at one thread count. Runs in a child.
 
     Args:
-        request: `path`, `threads`, `prompt_tokens`, `decode_tokens`, `repetitions`, `warmup`.
+        request: `path`, `engine`, `threads`, `prompt_tokens`, `decode_tokens`, `repetitions`, `warmup`.
 
     Raises:
         EngineError: The model cannot be loaded or run.
@@ -55,6 +56,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         Path(request["path"]),
         threads=request["threads"],
         context_tokens=request["prompt_tokens"] + request["decode_tokens"],
+        kind=asked_kind(request),
     ) as engine:
         load_s = clock() - started
         text = prompt_text(engine, tokens=request["prompt_tokens"])

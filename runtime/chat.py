@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from ammd.machine import available_cores
 
+from .artifact_ref import EngineKind
 from .engine import Engine, open_engine
 from .generate import Sampling, generate
 
@@ -29,6 +30,7 @@ def chat(
     system: str | None = None,
     context_tokens: int = CONTEXT_TOKENS,
     threads: int | None = None,
+    engine: EngineKind | None = None,
 ) -> None:
     """Answer `prompt`, or each of `turns` until they end, streaming text to `out`.
 
@@ -45,23 +47,26 @@ def chat(
         system: System message that opens the conversation.
         context_tokens: Longest conversation.
         threads: CPU threads; None for all cores that this process may use.
+        engine: The engine; None for the one that the form of `path` calls for.
 
     Raises:
         ArtifactError: No engine knows what is at `path`.
-        EngineError: The model cannot be loaded, or the conversation no longer fits into the context.
+        EngineError: The model cannot be loaded or run in `engine`, or the conversation no longer fits into the context.
     """
     import numpy as np
 
     opening = [{"role": "system", "content": system}] if system is not None else []
     generator = np.random.default_rng(seed)
-    with open_engine(path, threads=threads or available_cores(), context_tokens=context_tokens) as engine:
+    with open_engine(
+        path, threads=threads or available_cores(), context_tokens=context_tokens, kind=engine
+    ) as opened:
         if prompt is not None:
             messages = [*opening, {"role": "user", "content": prompt}]
-            for text in _answer(engine, messages, sampling, generator):
+            for text in _answer(opened, messages, sampling, generator):
                 _say(out, text)
             _say(out, "\n")
             return
-        _converse(engine, opening, turns, out=out, sampling=sampling, generator=generator)
+        _converse(opened, opening, turns, out=out, sampling=sampling, generator=generator)
 
 
 def _converse(

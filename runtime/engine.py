@@ -1,9 +1,9 @@
-"""One interface over three engines: torch, llama.cpp and onnxruntime-genai.
+"""One interface over four engines: torch, llama.cpp, onnxruntime-genai and onnxruntime by itself.
 
 An engine holds one model and one sequence. `prefill` starts the sequence, `decode` adds a token; both give
 the logits that choose the next token. Nothing here samples: `generate` does, so that every engine is driven
 by the same code and differs only in its arithmetic. Engines load nothing at import, and a process that opens
-llama.cpp or onnxruntime-genai never imports torch, whose thread pool would disturb what is measured.
+another engine than torch never imports torch, whose thread pool would disturb what is measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from ammd.errors import EngineError
 
-from .artifact_ref import EngineKind, detect_kind
+from .artifact_ref import EngineKind, choose_kind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,19 +99,20 @@ class Engine(Protocol):
         """Close."""
 
 
-def open_engine(path: Path, *, threads: int, context_tokens: int) -> Engine:
-    """Load the model at `path` in the engine that its form calls for.
+def open_engine(path: Path, *, threads: int, context_tokens: int, kind: EngineKind | None = None) -> Engine:
+    """Load the model at `path`.
 
     Args:
         path: A GGUF, an ONNX folder or a checkpoint folder.
         threads: CPU threads, for prefill and decode alike.
         context_tokens: Longest prompt plus response; memory for it is taken at once.
+        kind: The engine; None for the one that the form of `path` calls for.
 
     Raises:
         ArtifactError: Nothing is there, or no engine knows the form.
-        EngineError: The engine's library is missing or cannot load the file.
+        EngineError: The engine's library is missing or cannot load the file, or it is the wrong one for this form.
     """
-    kind = detect_kind(path)
+    kind = choose_kind(path, kind)
     if kind is EngineKind.LLAMA_CPP:
         from .llama_engine import LlamaEngine
 
@@ -120,6 +121,10 @@ def open_engine(path: Path, *, threads: int, context_tokens: int) -> Engine:
         from .genai_engine import GenaiEngine
 
         return GenaiEngine(path, threads=threads, context_tokens=context_tokens)
+    if kind is EngineKind.ONNX_RUNTIME:
+        from .ort_engine import OrtEngine
+
+        return OrtEngine(path, threads=threads, context_tokens=context_tokens)
     from .torch_engine import TorchEngine
 
     return TorchEngine(path, threads=threads, context_tokens=context_tokens)

@@ -94,7 +94,11 @@ def _measure_models(
             report(done, model.name)
             is_checkpoint = kinds[model.name] is EngineKind.TORCH
             count = settings.prompts if is_checkpoint else min(settings.prompts, settings.file_prompts)
-            asked = request | {"path": str(model.path), "prompts": count}
+            asked = request | {
+                "path": str(model.path),
+                "engine": kinds[model.name].value,
+                "prompts": count,
+            }
             records[model.name] = (
                 torch.call("answers:measure_checkpoint", asked)
                 if is_checkpoint

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ammd.errors import EngineError
 
+from .artifact_ref import asked_kind
 from .engine import open_engine
 from .reference import PROBE_CHATS, PROBE_TEXTS
 
@@ -22,7 +23,7 @@ def inspect(request: Mapping[str, Any]) -> dict[str, Any]:
     """Look at one file. Runs in a child.
 
     Args:
-        request: `path` of the file, `threads`.
+        request: `path` of the file, `engine`, `threads`.
 
     Returns:
         A flat record for the report; `faults` lists what no checkpoint is needed to see.
@@ -31,7 +32,10 @@ def inspect(request: Mapping[str, Any]) -> dict[str, Any]:
         EngineError: The file cannot be loaded or run.
     """
     with open_engine(
-        Path(request["path"]), threads=request["threads"], context_tokens=_CONTEXT_TOKENS
+        Path(request["path"]),
+        threads=request["threads"],
+        context_tokens=_CONTEXT_TOKENS,
+        kind=asked_kind(request),
     ) as engine:
         chats, faults = _render_chats(engine)
         faults += _check_texts(engine)

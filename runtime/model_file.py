@@ -6,7 +6,6 @@ weights of zero. So the files are looked at first, whoever wrote them.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +15,8 @@ from ammd.errors import ArtifactError
 from ammd.gguf_reader import open_gguf
 
 from .artifact_ref import EngineKind, detect_kind
+from .onnx_folder import read_json, read_onnx_folder
+from .onnx_tie import is_tied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,7 @@ def read_model_file(path: Path) -> ModelFile:
     kind = detect_kind(path)
     if kind is EngineKind.LLAMA_CPP:
         facts = _gguf_facts(path)
-    elif kind is EngineKind.ONNX_GENAI:
+    elif kind in (EngineKind.ONNX_GENAI, EngineKind.ONNX_RUNTIME):
         facts = _onnx_facts(path)
     else:
         facts = checkpoint_facts(path)
@@ -52,7 +53,7 @@ def read_model_file(path: Path) -> ModelFile:
 
 def checkpoint_facts(folder: Path) -> dict[str, Any]:
     """Return vocabulary, context and tie of a checkpoint, as its configuration has them."""
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     return {
         "vocab_size": config.get("vocab_size"),
         "context_tokens": config.get("max_position_embeddings"),
@@ -81,17 +82,12 @@ def _gguf_facts(path: Path) -> dict[str, Any]:
 
 
 def _onnx_facts(folder: Path) -> dict[str, Any]:
-    config = _read_json(folder / "genai_config.json")
-    try:
-        model = config["model"]
-        graph = _read_graph(folder / model["decoder"]["filename"])
-        vocab, context = int(model["vocab_size"]), int(model["context_length"])
-    except (KeyError, TypeError, ValueError) as exc:
-        raise ArtifactError(
-            f"`{folder / 'genai_config.json'}` names no decoder, vocabulary or context: {exc}",
-            path=str(folder),
-        ) from exc
-    return {"vocab_size": vocab, "context_tokens": context, "tied_head": _is_tied(graph)}
+    described = read_onnx_folder(folder)
+    return {
+        "vocab_size": described.vocab_size,
+        "context_tokens": described.context_tokens,
+        "tied_head": is_tied(_read_graph(described.graph)),
+    }
 
 
 def _read_graph(path: Path) -> Any:
@@ -130,29 +126,3 @@ def _check_place(graph: Path, tensor: str, place: dict[str, str]) -> None:
             expected=end,
             found=data.stat().st_size,
         )
-
-
-def _is_tied(graph: Any) -> bool | None:
-    """Tell whether lookup and output read the same weights, in graphs of the builder's form; None in others."""
-    producers = {output: node for node in graph.node for output in node.output}
-    lookups = [
-        node for node in graph.node if node.op_type.startswith("Gather") and "embed_tokens" in node.name
-    ]
-    heads = [node for node in graph.node if "MatMul" in node.op_type and "lm_head" in node.name]
-    if len(lookups) != 1 or len(heads) != 1:
-        return None
-
-    def source(name: str) -> str:
-        while (node := producers.get(name)) is not None and node.op_type in ("Reshape", "Transpose", "Slice"):
-            name = node.input[0]
-        return name
-
-    return source(lookups[0].input[0]) == source(heads[0].input[1])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise ArtifactError(f"cannot read `{path}`: {exc}", path=str(path)) from exc
-    return document

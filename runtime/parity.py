@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .artifact_ref import asked_kind
 from .divergence import Comparison, compare, load_hidden_states
 from .engine import Engine, open_engine
 from .model_file import ModelFile, checkpoint_facts, read_model_file
@@ -43,7 +44,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     """Compare one file with a reference. Runs in a child.
 
     Args:
-        request: `path` of the file, `reference` folder, `checkpoint`, `threads`.
+        request: `path` of the file, `engine`, `reference` folder, `checkpoint`, `threads`.
 
     Returns:
         A flat record for the report; `faults` lists what disagrees, `divergences` where greedy text parts.
@@ -59,7 +60,10 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     longest = max(len(ids) for _, ids in reference["texts"])
     longest_greedy = max(len(row["prompt_ids"]) + len(row["ids"]) for row in reference["greedy"])
     with open_engine(
-        Path(request["path"]), threads=request["threads"], context_tokens=max(longest, longest_greedy)
+        Path(request["path"]),
+        threads=request["threads"],
+        context_tokens=max(longest, longest_greedy),
+        kind=asked_kind(request),
     ) as engine:
         faults = [
             *check_sizes(facts, checkpoint),

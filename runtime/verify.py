@@ -18,7 +18,7 @@ from ammd.errors import ParityError
 from ammd.machine import available_cores
 from ammd.progress import progress
 
-from .artifact_ref import ArtifactRef
+from .artifact_ref import ArtifactRef, EngineKind
 from .child import call
 from .limits import kl_limits
 from .model_file import read_model_file
@@ -50,7 +50,12 @@ def run(inputs: VerifyInputs, settings: VerifySettings, folder: Path) -> dict[st
 
 
 def verify_file(
-    path: Path, *, against: Path | None, heldout: Path | None, settings: VerifySettings
+    path: Path,
+    *,
+    against: Path | None,
+    heldout: Path | None,
+    settings: VerifySettings,
+    engine: EngineKind | None = None,
 ) -> dict[str, Any]:
     """Prove one file against a checkpoint and return its record.
 
@@ -59,13 +64,14 @@ def verify_file(
         against: The checkpoint it was made from; None looks at the file by itself.
         heldout: JSONL with held-out prompts and responses; needed with `against`.
         settings: How much is compared. Limits are looked up under the file's scheme.
+        engine: The engine; None for the one that the file's form calls for.
 
     Raises:
         ParityError: The file disagrees with the checkpoint or is over its limit.
         ArtifactError: An input is missing or malformed.
         EngineError: The file cannot be loaded or run.
     """
-    artifact = ArtifactRef(name=artifact_name(path), path=path)
+    artifact = ArtifactRef(name=artifact_name(path), path=path, engine=engine)
     inputs = VerifyInputs(checkpoint=against, heldout=heldout, artifacts=(artifact,))
     with tempfile.TemporaryDirectory(prefix="ammd-verify-") as folder:
         return measure_files(inputs, settings, Path(folder))[artifact.name]
@@ -113,6 +119,7 @@ def measure_files(inputs: VerifyInputs, settings: VerifySettings, folder: Path) 
                 "parity:measure",
                 {
                     "path": str(artifact.path),
+                    "engine": artifact.kind.value,
                     "reference": reference,
                     "checkpoint": str(inputs.checkpoint),
                     "threads": threads,
@@ -133,7 +140,8 @@ def _inspect(artifact: ArtifactRef, *, threads: int) -> dict[str, Any]:
         ParityError: It cannot be what a chat model has to be.
     """
     facts = read_model_file(artifact.path)
-    record = asdict(facts) | call("inspection:inspect", {"path": str(artifact.path), "threads": threads})
+    request = {"path": str(artifact.path), "engine": artifact.kind.value, "threads": threads}
+    record = asdict(facts) | call("inspection:inspect", request)
     if record["faults"]:
         raise ParityError(
             f"`{artifact.name}` ({artifact.path.name}) is faulty: {_first_of(record['faults'])}",

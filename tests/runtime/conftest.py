@@ -1,4 +1,4 @@
-"""Fixtures: the tiny checkpoint as a GGUF and as an ONNX folder, held-out text, an engine made of rules."""
+"""Fixtures: the tiny checkpoint as a GGUF and as ONNX folders, held-out text, an engine made of rules."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +111,174 @@ def tiny_onnx(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (folder / "tiny" / name).write_bytes((tiny_checkpoint / name).read_bytes())
     return folder / "tiny"
+
+
+class StandardGraph:
+    """A llama checkpoint in standard operators, a stand-in for what optimum exports: its names, types and cache."""
+
+    def __init__(self, checkpoint: Path, *, positions: bool, half: bool, tied: bool) -> None:
+        from safetensors.numpy import load_file
+
+        self.config = config = json.loads((checkpoint / "config.json").read_text())
+        self.heads, self.groups = config["num_attention_heads"], config["num_key_value_heads"]
+        self.size = config["hidden_size"] // self.heads
+        self.positions, self.half, self.tied = positions, half, tied
+        self.weights = load_file(checkpoint / "model.safetensors")
+        self.nodes: list[Any] = []
+        self.stored: list[Any] = []
+
+    def put(self, values: object, *, name: str = "") -> str:
+        from onnx import numpy_helper
+
+        name = name or f"constant_{len(self.stored)}"
+        self.stored.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+    def op(self, kind: str, *inputs: str, name: str = "", **attributes: object) -> str:
+        from onnx import helper
+
+        name = name or f"{kind}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def norm(self, hidden: str, weight: str) -> str:
+        mean = self.op("ReduceMean", self.op("Mul", hidden, hidden), self.put(np.array([-1])))
+        shifted = self.op("Add", mean, self.put(np.float32(self.config["rms_norm_eps"])))
+        scaled = self.op("Div", hidden, self.op("Sqrt", shifted))
+        return self.op("Mul", scaled, self.put(self.weights[weight]))
+
+    def project(self, hidden: str, name: str) -> str:
+        return self.op("MatMul", hidden, self.put(self.weights[f"{name}.weight"].T))
+
+    def split(self, values: str, heads: int) -> str:
+        shape = self.put(np.array([0, 0, heads, self.size]))
+        return self.op("Transpose", self.op("Reshape", values, shape), perm=[0, 2, 1, 3])
+
+    def turn(self, values: str) -> str:
+        """Rotate heads by their positions."""
+        half, axis = self.put(np.array([self.size // 2])), self.put(np.array([3]))
+        first = self.op("Slice", values, self.put(np.array([0])), half, axis)
+        second = self.op("Slice", values, half, self.put(np.array([self.size])), axis)
+        turned = self.op("Concat", self.op("Neg", second), first, axis=3)
+        return self.op("Add", self.op("Mul", values, "cos"), self.op("Mul", turned, "sin"))
+
+    def extend(self, layer: int, kind: str, new: str) -> str:
+        """Put what is new behind the past, give it out, and return it with a place for the heads of a group."""
+        new = self.op("Cast", new, to=10) if self.half else new
+        whole = self.op(
+            "Concat",
+            f"past_key_values.{layer}.{kind}",
+            new,
+            axis=2,
+            name=f"present.{layer}.{kind}",
+        )
+        whole = self.op("Cast", whole, to=1) if self.half else whole
+        return self.op("Unsqueeze", whole, self.put(np.array([2])))
+
+    def attend(self, hidden: str, layer: int) -> str:
+        name = f"model.layers.{layer}.self_attn"
+        queries = self.turn(self.split(self.project(hidden, f"{name}.q_proj"), self.heads))
+        keys = self.turn(self.split(self.project(hidden, f"{name}.k_proj"), self.groups))
+        values = self.split(self.project(hidden, f"{name}.v_proj"), self.groups)
+        keys, values = self.extend(layer, "key", keys), self.extend(layer, "value", values)
+        grouped = self.put(np.array([0, self.groups, self.heads // self.groups, -1, self.size]))
+        queries = self.op("Reshape", queries, grouped)
+        products = self.op("MatMul", queries, self.op("Transpose", keys, perm=[0, 1, 2, 4, 3]))
+        scores = self.op("Mul", products, self.put(np.float32(self.size**-0.5)))
+        weighted = self.op("MatMul", self.op("Softmax", self.op("Add", scores, "bias"), axis=-1), values)
+        flat = self.op("Reshape", weighted, self.put(np.array([0, self.heads, -1, self.size])))
+        joined = self.op("Transpose", flat, perm=[0, 2, 1, 3])
+        joined = self.op("Reshape", joined, self.put(np.array([0, 0, self.heads * self.size])))
+        return self.project(joined, f"{name}.o_proj")
+
+    def feed_forward(self, hidden: str, layer: int) -> str:
+        name = f"model.layers.{layer}.mlp"
+        gate = self.project(hidden, f"{name}.gate_proj")
+        gated = self.op("Mul", gate, self.op("Sigmoid", gate))
+        return self.project(
+            self.op("Mul", gated, self.project(hidden, f"{name}.up_proj")), f"{name}.down_proj"
+        )
+
+    def places(self) -> None:
+        """Name the rotations and the bias that hides the future."""
+        zero, one = self.put(np.int64(0)), self.put(np.int64(1))
+        stop = self.op("Gather", self.op("Shape", "attention_mask"), one)
+        if not self.positions:
+            start = self.op("Sub", stop, self.op("Gather", self.op("Shape", "input_ids"), one))
+            own = self.op("Range", start, stop, one)
+            self.op("Unsqueeze", own, self.put(np.array([0])), name="position_ids")
+        rope = self.config.get("rope_parameters") or self.config
+        rates = rope["rope_theta"] ** (-np.arange(0, self.size, 2, dtype=np.float32) / self.size)
+        columns = self.op("Unsqueeze", "position_ids", self.put(np.array([1, 3])))
+        angles = self.op("Mul", self.op("Cast", columns, to=1), self.put(np.tile(rates, 2)))
+        self.op("Cos", angles, name="cos")
+        self.op("Sin", angles, name="sin")
+        seen = self.op("LessOrEqual", self.op("Range", zero, stop, one), columns)
+        hidden = self.op("Where", seen, self.put(np.float32(0)), self.put(np.float32(-1e9)))
+        self.op("Unsqueeze", hidden, self.put(np.array([1])), name="bias")
+
+    def model(self) -> Any:
+        from onnx import TensorProto, helper
+
+        embedding = self.put(self.weights["model.embed_tokens.weight"], name="model.embed_tokens.weight")
+        self.places()
+        hidden = self.op("Gather", embedding, "input_ids")
+        for layer in range(self.config["num_hidden_layers"]):
+            name = f"model.layers.{layer}"
+            attended = self.attend(self.norm(hidden, f"{name}.input_layernorm.weight"), layer)
+            hidden = self.op("Add", hidden, attended)
+            wide = self.feed_forward(self.norm(hidden, f"{name}.post_attention_layernorm.weight"), layer)
+            hidden = self.op("Add", hidden, wide)
+        table = embedding if self.tied else self.put(self.weights["model.embed_tokens.weight"])
+        head = self.op("Transpose", table, perm=[1, 0])
+        logits = self.op("MatMul", self.norm(hidden, "model.norm.weight"), head)
+        kind = TensorProto.FLOAT16 if self.half else TensorProto.FLOAT
+        self.op("Cast", logits, to=kind, name="logits")
+        make, integers = helper.make_tensor_value_info, TensorProto.INT64
+        cached = [f"{i}.{part}" for i in range(self.config["num_hidden_layers"]) for part in ("key", "value")]
+        inputs = [make("input_ids", integers, ["b", "t"]), make("attention_mask", integers, ["b", "s"])]
+        if self.positions:
+            inputs.append(make("position_ids", integers, ["b", "t"]))
+        shape = ["b", self.groups, "p", self.size]
+        inputs += [make(f"past_key_values.{name}", kind, shape) for name in cached]
+        outputs = [make("logits", kind, ["b", "t", self.config["vocab_size"]])]
+        outputs += [make(f"present.{name}", kind, ["b", self.groups, "s", self.size]) for name in cached]
+        graph = helper.make_graph(self.nodes, "decoder", inputs, outputs, self.stored)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def write_standard_onnx(
+    checkpoint: Path,
+    folder: Path,
+    *,
+    positions: bool = True,
+    half: bool = False,
+    tied: bool = True,
+    change: Callable[[Any], None] = lambda model: None,
+) -> Path:
+    """Write a checkpoint as optimum does: graph, weights in a file beside it, configuration, tokenizer."""
+    import onnx
+
+    folder.mkdir()
+    model = StandardGraph(checkpoint, positions=positions, half=half, tied=tied).model()
+    change(model)
+    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx_data")
+    for source in checkpoint.iterdir():
+        if source.suffix in (".json", ".jinja"):
+            (folder / source.name).write_bytes(source.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_standard_onnx() -> Callable[..., Path]:
+    """`write_standard_onnx`, for tests that need another graph."""
+    return write_standard_onnx
+
+
+@pytest.fixture(scope="session")
+def tiny_standard_onnx(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint in float32 as a graph of standard operators."""
+    return write_standard_onnx(tiny_checkpoint, tmp_path_factory.mktemp("standard") / "onnx")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 
 from ammd.errors import ArtifactError, EngineError
 from ammd.runtime import bench, bench_child
-from ammd.runtime.artifact_ref import ArtifactRef
+from ammd.runtime.artifact_ref import ArtifactRef, EngineKind
 from ammd.runtime.settings import BenchSettings
 
 SETTINGS = BenchSettings(threads=(1,), prompt_tokens=20, decode_tokens=4, repetitions=2, warmup=1)
@@ -33,6 +33,16 @@ def test_stage_measures_a_file_and_a_checkpoint(
     assert row["settings"]["flash_attention"] is True
     # torch's libraries alone are larger than all of llama.cpp
     assert results["bench"]["student"]["peak_rss_bytes"] > row["peak_rss_bytes"]
+
+
+def test_a_folder_is_measured_in_the_engine_that_is_asked_for(tiny_onnx: Path, tiny_gguf: Path) -> None:
+    settings = SETTINGS.model_copy(update={"repetitions": 1, "warmup": 0})
+    asked = {"path": tiny_onnx, "engine": EngineKind.ONNX_RUNTIME}
+    row = bench.measure_artifacts([ArtifactRef(name="a", **asked)], settings)["a"]
+    assert row["engine"].startswith("onnxruntime 1.")
+    assert row["settings"]["kv_cache_in_place"] is True
+    with pytest.raises(EngineError, match="does not run in onnxruntime"):
+        bench.measure_artifacts([ArtifactRef(name="b", **(asked | {"path": tiny_gguf}))], settings)
 
 
 def test_missing_file_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What all three engines promise, each against transformers on the same tiny checkpoint."""
+"""What all engines promise, each against transformers on the same tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ammd.errors import EngineError
+from ammd.runtime.artifact_ref import EngineKind
 from ammd.runtime.engine import Engine, open_engine
 from ammd.runtime.torch_engine import TorchEngine
 
@@ -18,24 +19,41 @@ TEXT = "the 12 Ünï 中文 😀 <|im_start|>x"
 CONTEXT = 160
 
 # float32 everywhere but llama.cpp's F16 KV cache; logits of the tiny model are of order 1
-TOLERANCE = {"torch": 1e-4, "llama.cpp": 5e-3, "onnxruntime-genai": 1e-4}
+TOLERANCE = {
+    EngineKind.TORCH: 1e-4,
+    EngineKind.LLAMA_CPP: 5e-3,
+    EngineKind.ONNX_GENAI: 1e-4,
+    EngineKind.ONNX_RUNTIME: 1e-4,
+}
+FORMS = [
+    (EngineKind.TORCH, "tiny_checkpoint"),
+    (EngineKind.LLAMA_CPP, "tiny_gguf"),
+    (EngineKind.ONNX_GENAI, "tiny_onnx"),
+    (EngineKind.ONNX_RUNTIME, "tiny_onnx"),
+    (EngineKind.ONNX_RUNTIME, "tiny_standard_onnx"),
+]
 
 
-@pytest.fixture(scope="module", params=["torch", "llama.cpp", "onnxruntime-genai"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def path(kind: str, request: pytest.FixtureRequest) -> Path:
-    fixtures = {"torch": "tiny_checkpoint", "llama.cpp": "tiny_gguf", "onnxruntime-genai": "tiny_onnx"}
-    value: Path = request.getfixturevalue(fixtures[kind])
+@pytest.fixture(scope="module", params=FORMS, ids=[f"{kind.value}-{name}" for kind, name in FORMS])
+def form(request: pytest.FixtureRequest) -> tuple[EngineKind, str]:
+    value: tuple[EngineKind, str] = request.param
     return value
 
 
 @pytest.fixture(scope="module")
-def engine(path: Path) -> Iterator[Engine]:
-    with open_engine(path, threads=1, context_tokens=CONTEXT) as opened:
+def kind(form: tuple[EngineKind, str]) -> EngineKind:
+    return form[0]
+
+
+@pytest.fixture(scope="module")
+def path(form: tuple[EngineKind, str], request: pytest.FixtureRequest) -> Path:
+    value: Path = request.getfixturevalue(form[1])
+    return value
+
+
+@pytest.fixture(scope="module")
+def engine(path: Path, kind: EngineKind) -> Iterator[Engine]:
+    with open_engine(path, threads=1, context_tokens=CONTEXT, kind=kind) as opened:
         yield opened
 
 
@@ -81,7 +99,7 @@ def test_chat_is_rendered_as_by_transformers(engine: Engine, exact: TorchEngine)
 
 
 def test_prefill_and_decode_give_the_logits_of_transformers(
-    engine: Engine, exact: TorchEngine, kind: str
+    engine: Engine, exact: TorchEngine, kind: EngineKind
 ) -> None:
     ids = token_ids(20)
     rows = [engine.prefill(ids[:10]).copy(), *(engine.decode(token).copy() for token in ids[10:])]
@@ -89,7 +107,7 @@ def test_prefill_and_decode_give_the_logits_of_transformers(
     np.testing.assert_allclose(np.stack(rows), expected, atol=TOLERANCE[kind])
 
 
-def test_cached_decode_equals_a_full_pass(engine: Engine, kind: str) -> None:
+def test_cached_decode_equals_a_full_pass(engine: Engine, kind: EngineKind) -> None:
     ids = token_ids(20)
     engine.prefill(ids[:5])
     for token in ids[5:]:
@@ -99,7 +117,7 @@ def test_cached_decode_equals_a_full_pass(engine: Engine, kind: str) -> None:
 
 @pytest.mark.parametrize("start", [0, 7, 70])
 def test_logits_in_chunks_equal_those_of_transformers(
-    engine: Engine, exact: TorchEngine, kind: str, start: int
+    engine: Engine, exact: TorchEngine, kind: EngineKind, start: int
 ) -> None:
     ids = token_ids(140)  # more than two chunks
     found = np.concatenate([rows.copy() for rows in engine.logits(ids, start=start)])
@@ -130,24 +148,31 @@ def test_full_context_is_refused(engine: Engine) -> None:
         engine.decode(5)
 
 
-def test_closing_twice_is_harmless(path: Path) -> None:
-    opened = open_engine(path, threads=1, context_tokens=16)
+def test_closing_twice_is_harmless(path: Path, kind: EngineKind) -> None:
+    opened = open_engine(path, threads=1, context_tokens=16, kind=kind)
     with opened:
         opened.prefill([5])
     opened.close()
 
 
-@pytest.mark.parametrize("fixture", ["tiny_gguf", "tiny_onnx"])
-def test_exported_files_run_without_torch(fixture: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("kind", "fixture"), FORMS[1:], ids=[f"{kind.value}-{name}" for kind, name in FORMS[1:]]
+)
+def test_exported_files_run_without_torch(
+    kind: EngineKind, fixture: str, request: pytest.FixtureRequest
+) -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "from ammd.runtime.engine import open_engine\n"
+        "from ammd.runtime.artifact_ref import EngineKind\n"
         "import ammd.runtime.parity, ammd.runtime.answers, ammd.runtime.bench_child\n"
-        "with open_engine(Path(sys.argv[1]), threads=1, context_tokens=64) as engine:\n"
+        "kind = EngineKind(sys.argv[2])\n"
+        "with open_engine(Path(sys.argv[1]), threads=1, context_tokens=64, kind=kind) as engine:\n"
         "    text = engine.render_chat([{'role': 'user', 'content': 'hi'}])\n"
         "    engine.prefill(engine.tokenize(text)); engine.decode(5); engine.detokenize([5])\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])\n"
     )
     path = str(request.getfixturevalue(fixture))
-    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", script, path, kind.value]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

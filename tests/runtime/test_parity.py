@@ -51,6 +51,13 @@ def test_faithful_onnx_differs_only_in_unicode_digits(tiny_onnx: Path, folder: P
     assert all(fault.startswith("token ids differ") for fault in record["faults"])
 
 
+def test_faithful_standard_onnx_has_no_faults(tiny_standard_onnx: Path, folder: Path) -> None:
+    record = measure(tiny_standard_onnx, folder)
+    assert record["faults"] == record["notes"] == []
+    assert record["kl_nats"] < 1e-8  # float32 in another order
+    assert record["greedy_equal"] == record["greedy_prompts"] == 4
+
+
 def test_noisy_file_is_measured_and_its_divergences_judged(
     tiny_checkpoint: Path, make_gguf: Callable, tmp_path: Path, folder: Path
 ) -> None:

@@ -125,13 +125,17 @@ def test_a_spoiled_gguf_is_refused(
     assert re.search(caught, "\n".join([str(error.value), *faults]))
 
 
+def _weights(folder: Path) -> Path:
+    return next(folder.glob("model.onnx?data"))  # genai's builder writes a dot, optimum an underscore
+
+
 def _cut(folder: Path) -> None:
-    data = folder / "model.onnx.data"
+    data = _weights(folder)
     data.write_bytes(data.read_bytes()[:-100])
 
 
 def _removed(folder: Path) -> None:
-    (folder / "model.onnx.data").unlink()
+    _weights(folder).unlink()
 
 
 def _elsewhere(folder: Path) -> None:
@@ -165,6 +169,43 @@ def test_sizes_are_read_from_every_kind(tiny_checkpoint: Path, tiny_gguf: Path, 
     assert {facts.context_tokens for facts in found} == {config["max_position_embeddings"]}
     # Builders of onnxruntime-genai before 0.18 store the embedding twice.
     assert [facts.tied_head for facts in found[:2]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "caught"),
+    [(_cut, r"model\.onnx_data` is cut off"), (_removed, r"in `model\.onnx_data`, which is not there")],
+)
+def test_a_standard_graph_without_its_weights_is_refused(
+    tiny_standard_onnx: Path, tmp_path: Path, spoil: Callable[[Path], None], caught: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_standard_onnx, tmp_path / "onnx"))
+    spoil(folder)
+    with pytest.raises(ArtifactError, match=caught):
+        verify_file(folder, against=None, heldout=None, settings=SMALL)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_standard_graph_tells_whether_its_head_is_tied(
+    tiny_checkpoint: Path, make_standard_onnx: Callable[..., Path], tmp_path: Path, tied: bool
+) -> None:
+    facts = read_model_file(make_standard_onnx(tiny_checkpoint, tmp_path / "onnx", tied=tied))
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    assert (facts.vocab_size, facts.context_tokens) == (
+        config["vocab_size"],
+        config["max_position_embeddings"],
+    )
+    assert facts.tied_head is tied
+
+
+def test_a_graph_that_shows_no_lookup_tells_nothing_of_its_head(
+    tiny_checkpoint: Path, make_standard_onnx: Callable[..., Path], tmp_path: Path
+) -> None:
+    def hide(model: Any) -> None:
+        next(entry for entry in model.graph.input if entry.name == "input_ids").name = "ids"
+        for node in model.graph.node:
+            node.input[:] = ["ids" if name == "input_ids" else name for name in node.input]
+
+    assert read_model_file(make_standard_onnx(tiny_checkpoint, tmp_path / "a", change=hide)).tied_head is None
 
 
 def test_a_file_by_itself_is_looked_at(tiny_gguf: Path) -> None:

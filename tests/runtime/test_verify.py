@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ammd.errors import ArtifactError, ParityError
-from ammd.runtime.artifact_ref import ArtifactRef
+from ammd.runtime.artifact_ref import ArtifactRef, EngineKind
 from ammd.runtime.settings import VerifySettings
 from ammd.runtime.verify import VerifyInputs, artifact_name, judge, run, verify_file
 
@@ -28,6 +28,13 @@ def test_stage_writes_what_it_returns(
     assert results["parity"]["gguf-f16"]["kl_limit_nats"] == 1e-3
     assert json.loads((tmp_path / "parity.json").read_text()) == results["parity"]
     assert [path.name for path in tmp_path.iterdir()] == ["parity.json"]
+
+
+def test_a_folder_is_proven_in_the_engine_that_is_asked_for(tiny_onnx: Path) -> None:
+    record = verify_file(
+        tiny_onnx, against=None, heldout=None, settings=SMALL, engine=EngineKind.ONNX_RUNTIME
+    )
+    assert record["engine"].startswith("onnxruntime 1.")
 
 
 def test_file_over_its_limit_is_refused(
