@@ -72,8 +72,8 @@ def engine_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--engine",
         type=click.Choice([kind.value for kind in EngineKind]),
-        help="Library to run it in; an ONNX folder with genai_config.json also runs in onnxruntime.  "
-        "[default: by the form of the file]",
+        metavar="NAME",
+        help="`onnxruntime` runs an ONNX folder without onnxruntime-genai.  [default: by the form of the file]",
     )(command)
 
 

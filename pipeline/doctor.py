@@ -35,6 +35,7 @@ _NEEDED_BY = {
     "llama-cpp-python": EngineError,
     "onnxruntime": EngineError,
     "onnxruntime-genai": EngineError,
+    "tokenizers": EngineError,
 }
 
 

@@ -89,6 +89,10 @@ def test_help_of_no_command_is_cut_off(ammd):
         (["run", "none.toml"], "error: cannot read recipe `none.toml`"),
         (["bench", "x.gguf", "--set", "speed=1"], "error: `speed` = `1`: unknown key"),
         (["chat", "x.gguf", "--top-p", "2"], "error: Invalid value for '--top-p'"),
+        (
+            ["bench", "x.gguf", "--engine", "ggml"],
+            "error: Invalid value for '--engine': 'ggml' is not one of",
+        ),
     ],
 )
 def test_usage_faults_exit_2_in_one_line(ammd, tmp_path, monkeypatch, arguments, message):
@@ -122,6 +126,15 @@ def test_same_model_twice_is_refused(ammd, recipe_path):
     code, _, err = ammd("bench", teacher, teacher)
     assert code == 2
     assert "named twice" in err
+
+
+@pytest.mark.parametrize(
+    "command", [["verify"], ["bench"], ["chat"], ["eval", "--teacher", "t", "--heldout", "h"]]
+)
+def test_engine_that_cannot_run_the_file_is_refused_before_any_work(ammd, tiny_checkpoint, command):
+    code, out, err = ammd(command[0], tiny_checkpoint, *command[1:], "--engine", "onnxruntime")
+    assert (code, out) == (6, "")
+    assert f"error: `{tiny_checkpoint}` does not run in onnxruntime\nhint: torch runs it" in err
 
 
 def test_verify_outside_a_run_takes_the_packaged_prompts(ammd, tiny_checkpoint):
