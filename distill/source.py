@@ -19,6 +19,7 @@ from pathlib import Path
 from ammd.artifact import hash_file, hash_weights
 from ammd.errors import DistillError, RecipeError
 from ammd.fetch import fetch_model_file, parse_requirement
+from ammd.gguf_reader import open_gguf
 from ammd.model_origin import CARD_NAME, ModelOrigin, license_of_folder, license_of_gguf
 
 from .checkpoint import save_gguf_as_checkpoint
@@ -105,9 +106,7 @@ def _origin_of_folder(source: Path, folder: Path) -> ModelOrigin:
 
 
 def _origin_of_gguf(path: Path, *, source: str, sha256: str, hub_id: str | None = None) -> ModelOrigin:
-    from gguf import GGUFReader
-
-    fields = GGUFReader(path).fields
+    fields = open_gguf(path).fields
     values = {name: field.contents() for name, field in fields.items() if name.startswith("general.")}
     own = hub_id.rpartition("/")[2] if hub_id else values.get("general.name")
     return ModelOrigin(
