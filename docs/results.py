@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
         *real_part(objectives),
         *ablation_part(read("ablation")),
         *export_part(read("export")),
+        *peers_part(read("export_peers")),
     ]
     page = MADE + "\n\n".join(parts) + "\n"
     path = FOLDER / "results.md"
@@ -174,6 +175,39 @@ def export_part(document: Mapping[str, Any]) -> Iterable[str]:
                     ]
                 )
         yield "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def peers_part(document: Mapping[str, Any]) -> Iterable[str]:
+    """Yield our exports beside those made by hand with the same libraries."""
+    rows: Sequence[Row] = document["rows"]
+    machine = document["machine"]
+    yield "## Beside what a user would do by hand"
+    yield (
+        "`python benchmarks/export_peers.py`: the same checkpoint, ours and theirs in turn, from it to the file,\n"
+        f"medians with the smallest and largest of {rows[0]['rounds']} rounds, {machine['cores']} cores of "
+        f"{machine['cpu']}, revision {str(document['revision'])[:7]}.\nOurs first, then theirs."
+    )
+    head = ["by hand with", "scheme", "MB", "KL, nats", "seconds", "ours / theirs"]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        pairs = [
+            [f"{row[f'{side}_file_bytes'] / 1e6:.1f}", f"{row[f'{side}_kl_nats']:.3g}", _seconds(row, side)]
+            for side in ("ours", "theirs")
+        ]
+        cells = [f"{ours}, {theirs}" for ours, theirs in zip(*pairs, strict=True)]
+        lines.append([row["peer"], f"`{row['scheme']}`", *cells, f"{row['ratio']:.2f}"])
+    yield "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    faulty = [row for row in rows if "theirs_fault" in row]
+    if faulty:
+        yield "\n".join(
+            ["Made by hand, but not as the checkpoint; KL with the tokenizer of ours:", ""]
+            + [f"- {row['peer']}, `{row['scheme']}`: {row['theirs_fault']}" for row in faulty]
+        )
+
+
+def _seconds(row: Row, side: str) -> str:
+    low, high = row[f"{side}_seconds_min"], row[f"{side}_seconds_max"]
+    return f"{row[f'{side}_seconds']:.1f} ({low:.1f} to {high:.1f})"
 
 
 def describe(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
