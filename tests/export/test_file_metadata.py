@@ -47,17 +47,17 @@ run(inputs, ExportSettings.model_validate(request["settings"]), Path(request["fo
 
 @pytest.fixture(scope="module")
 def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The same checkpoint exported twice, in folders and processes of their own."""
+    """The same checkpoint exported twice, in processes and folders of their own, one with a name that says much."""
     folders = []
-    for seed, place in ((1, "one"), (2, "another one/deeper")):
+    for seed, place, name in ((1, "one", "checkpoint"), (2, "another one/deeper", "Org-v2-7B-chat")):
         home = tmp_path_factory.mktemp("home") / place
-        shutil.copytree(tiny_checkpoint, home / "checkpoint")
+        checkpoint = Path(shutil.copytree(tiny_checkpoint, home / name))
         texts = home / "texts.txt"
         texts.write_text("the cat in a hat. " * 200)
         folder = home / "files"
         folder.mkdir()
         settings = {"schemes": SCHEMES, "imatrix": {"texts": [str(texts)]}}
-        inputs = {"checkpoint": str(home / "checkpoint"), "provenance": ORIGIN}
+        inputs = {"checkpoint": str(checkpoint), "provenance": ORIGIN}
         request = {"inputs": inputs, "settings": settings, "folder": str(folder)}
         command = [sys.executable, "-P", "-c", EXPORT, json.dumps(request)]
         environment = {**os.environ, "PYTHONHASHSEED": str(seed), "TMPDIR": str(home)}
