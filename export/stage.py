@@ -31,7 +31,7 @@ from .measure_imatrix import measure_imatrix
 from .mixed_gguf import write_mixed_gguf
 from .quantize_gguf import quantize_gguf
 from .schemes import CONVERTED, GGUF_SCHEMES, ONNX_SCHEMES, Scheme, mix_of
-from .settings import ExportSettings, ImatrixSettings
+from .settings import ExportSettings, ImatrixSettings, OnnxSettings
 from .to_gguf import write_gguf
 from .to_onnx import WEIGHTS, write_onnx
 
@@ -82,13 +82,7 @@ def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[st
             more: dict[str, Any] = {}
             with measured() as cost:
                 if scheme in ONNX_SCHEMES:
-                    write_onnx(
-                        inputs.checkpoint,
-                        target,
-                        precision=scheme.type_name,
-                        settings=settings.onnx,
-                        metadata=_onnx_metadata(origin | scheme_metadata(scheme)),
-                    )
+                    _build(inputs.checkpoint, target, scheme, settings.onnx, origin)
                 elif scheme in CONVERTED:
                     _convert(inputs.checkpoint, target, scheme, origin)
                 else:
@@ -135,12 +129,15 @@ def _convert(checkpoint: Path, target: Path, scheme: Scheme, origin: Mapping[str
         )
 
 
-def _onnx_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return the same with the one key for it that the ONNX standard names."""
-    found = dict(metadata)
-    if "general.license" in found:
-        found["model_license"] = found["general.license"]
-    return found
+def _build(
+    checkpoint: Path, target: Path, scheme: Scheme, settings: OnnxSettings, origin: Mapping[str, str]
+) -> None:
+    metadata = {**origin, **scheme_metadata(scheme)}
+    if "general.license" in origin:
+        metadata["model_license"] = origin[
+            "general.license"
+        ]  # the one key for it that the ONNX standard names
+    write_onnx(checkpoint, target, precision=scheme.type_name, settings=settings, metadata=metadata)
 
 
 def _texts(inputs: ExportInputs, settings: ExportSettings) -> list[Path]:

@@ -88,8 +88,8 @@ def export_to(
         paths: dict[str, Any] = {"checkpoint": str(checkpoint.resolve())}
         paths |= {name: str(path.resolve()) for name, path in more.items() if path}
         inputs = {"checkpoint": hash_records(list_files(checkpoint))}
-        if known := provenance_of(checkpoint):
-            stated = Stated(value=asdict(known))
+        if origin := provenance_of(checkpoint):
+            stated = Stated(value=asdict(origin))
             paths["provenance"], inputs["provenance"] = stated.value, stated.hash
         outcome = run_in_child(stage, inputs=paths, settings=settings, folder=staging)
         document = settings.model_dump(mode="json")

@@ -101,6 +101,8 @@ def test_recipe_to_report_and_again(recipe, tmp_path):
     teacher = next(row for row in summary["models"] if row["name"] == "teacher")
     assert teacher["quality"]["kl_to_teacher_nats"] == pytest.approx(0, abs=1e-5)  # float32 rounding
     assert (Path(summary["path"]) / "report.html").stat().st_size > 10_000
+    assert summary["measured_on"]["cores"] == summary["machine"]["cores"]  # all on this machine
+    assert summary["origin"]["teacher"]["revision"].startswith("sha256:")
     run_examples(Path(summary["path"]))
 
     again = json.loads(ammd("run", recipe, "--runs-dir", runs, "--json"))

@@ -25,6 +25,7 @@ def test_stage_measures_a_file_and_a_checkpoint(
     )
     results = bench.run(bench.BenchInputs(artifacts=artifacts), SETTINGS, tmp_path)
     assert json.loads((tmp_path / "bench.json").read_text()) == results["bench"]
+    assert results["machine"]["cores"] >= results["bench"]["gguf-f16"]["threads"]
     row = results["bench"]["gguf-f16"]
     assert row["threads"] == 1
     assert row["prompt_tokens"] == 20
