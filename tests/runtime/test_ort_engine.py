@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ammd.errors import ArtifactError, EngineError
+from ammd.export import to_onnx
 from ammd.export.to_onnx import write_onnx
 from ammd.runtime import ort_engine
 from ammd.runtime.genai_engine import GenaiEngine
@@ -37,6 +38,15 @@ def int4(looking: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def standard(looking: Path, make_standard_onnx: Callable[..., Path], tmp_path_factory: Any) -> Path:
     return make_standard_onnx(looking, tmp_path_factory.mktemp("standard") / "onnx")
+
+
+@pytest.fixture(scope="module")
+def tolerance(folder: Path) -> float:
+    """Of the same tokens in products of other shapes; the logits are of order 1 to 10.
+
+    int4's products round activations to int8: where one flips, all later positions move.
+    """
+    return 0.2 if folder.name == "onnx-int4" else 1e-3
 
 
 @pytest.fixture(scope="module", params=["int4", "standard"])
@@ -90,12 +100,16 @@ def test_half_precision_is_read_as_float32(
     np.testing.assert_allclose(found, rows(exact, IDS, prompt=9), atol=0.1)
 
 
-def test_prompt_in_chunks_equals_the_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompt_in_chunks_equals_the_whole(
+    folder: Path, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with OrtEngine(folder, threads=1, context_tokens=64) as engine:
         whole = engine.prefill(IDS).copy()
-        monkeypatch.setattr(engine, "_prefill_tokens", 7)
-        np.testing.assert_allclose(engine.prefill(IDS), whole, atol=1e-3)  # products of other shapes
-        np.testing.assert_allclose(engine.decode(5), rows(engine, [*IDS, 5], prompt=40)[-1], atol=1e-3)
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "_prefill_tokens", 7)
+            np.testing.assert_allclose(engine.prefill(IDS), whole, atol=tolerance)
+        decoded = engine.decode(5).copy()
+        np.testing.assert_allclose(decoded, engine.prefill([*IDS, 5]), atol=tolerance)
 
 
 def test_chunks_of_a_prompt_are_bounded_by_the_logits_they_make(
@@ -115,11 +129,11 @@ def test_chunks_of_a_prompt_are_bounded_by_the_logits_they_make(
         assert seen == [10, 10, 3]
 
 
-def test_decoding_equals_a_full_pass_and_leaves_nothing_behind(folder: Path) -> None:
+def test_decoding_equals_a_full_pass_and_leaves_nothing_behind(folder: Path, tolerance: float) -> None:
     with OrtEngine(folder, threads=1, context_tokens=64) as engine:
         clean = rows(engine, IDS, prompt=1)
         whole = np.concatenate([chunk.copy() for chunk in engine.logits(IDS)])
-        np.testing.assert_allclose(clean, whole, atol=1e-3)  # products of other shapes
+        np.testing.assert_allclose(clean, whole, atol=tolerance)
         assert next(engine.logits(IDS, start=38)).shape == (2, 268)
         np.testing.assert_array_equal(rows(engine, IDS, prompt=1), clean)
 
@@ -246,6 +260,10 @@ def test_failure_of_a_step_is_one_line(
             engine.decode(200)
 
 
+@pytest.mark.skipif(
+    to_onnx._release("onnxruntime-genai") < to_onnx._FIRST_WITH_NEW_OPTIONS,
+    reason="older builders write the size of heads into the graph, where it counts",
+)
 def test_configuration_of_another_fused_model_is_refused(int4: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(int4, tmp_path / "onnx"))
     config = json.loads((path / "genai_config.json").read_text())
