@@ -16,10 +16,12 @@ from ammd.errors import ExportError
 
 from .captured import run_module
 from .checkpoint_facts import read_json
+from .converter_view import converter_view
 from .gguf_contents import read_matrices
 from .llama_source import source_tree
 from .mapped_files import released_mappings
 from .misread import check_gguf
+from .swallowed_space import name_in_file
 
 
 def write_gguf(
@@ -44,13 +46,15 @@ def write_gguf(
         ExportError: The converter does not know the architecture or tokenizer, or a weight does not fit F16.
     """
     check_gguf(checkpoint, read_json(checkpoint / "config.json"))
+    name = name_in_file(name, read_json(checkpoint / "tokenizer.json"))
     tree = source_tree()
     options = ["--outtype", type_name, "--outfile", str(target), "--model-name", name]
-    run_module(
-        "ammd.export.gguf_converter",
-        [str(tree), json.dumps(dict(metadata or {})), str(checkpoint), *options],
-        task=f"convert `{checkpoint}` to GGUF",
-    )
+    with converter_view(checkpoint) as view:
+        run_module(
+            "ammd.export.gguf_converter",
+            [str(tree), json.dumps(dict(metadata or {})), str(view), *options],
+            task=f"convert `{checkpoint}` to GGUF",
+        )
     _check_finite(target)
 
 
