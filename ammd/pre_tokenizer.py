@@ -17,13 +17,20 @@ LLAMA3_WORDS = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_PREFIX, _ENDING = r"[^\r\n\p{L}\p{N}]?", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+O200K_WORDS = (
+    f"{_PREFIX}{_UPPER}*{_LOWER}+{_ENDING}|{_PREFIX}{_UPPER}+{_LOWER}*{_ENDING}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def pre_tokenizer_name(document: Mapping[str, Any]) -> str | None:
     """Return llama.cpp's name for the cutting rule of a `tokenizer.json`, or None if it is not known exactly.
 
     Known: `smollm` (single digits, then GPT-2's words), `gpt-2`, `llama-bpe` (up to three digits, whole words
-    from the vocabulary first) and `qwen2` (the same words with single digits, NFC text).
+    from the vocabulary first), `qwen2` (the same words with single digits, NFC text) and `gpt-4o` (words that end
+    where an upper-case letter follows a lower-case one; llama.cpp sees that in Latin letters only).
     """
     model = document.get("model") or {}
     if model.get("type") != "BPE" or model.get("byte_fallback"):
@@ -39,6 +46,8 @@ def pre_tokenizer_name(document: Mapping[str, Any]) -> str | None:
             return "llama-bpe"
         case (("split", words), "bytes"), "NFC", False if words == QWEN2_WORDS:
             return "qwen2"
+        case (("split", words), "bytes"), None, False if words == O200K_WORDS:
+            return "gpt-4o"
     return None
 
 
@@ -57,4 +66,6 @@ def _step(step: dict[str, Any]) -> object:
             return "gpt2-words" if step.get("use_regex", True) else "bytes"
         case {"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated"} if not step.get("invert"):
             return ("split", words)
+        case {"type": "Split", "pattern": {"Regex": words}, "behavior": "Removed", "invert": True}:
+            return ("split", words)  # the same for words that leave nothing out
     return "unknown"

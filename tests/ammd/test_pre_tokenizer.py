@@ -12,6 +12,11 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)  # as llama.cpp quotes it beside its own (llama-vocab.cpp)
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
 DIGITS = pre_tokenizers.Digits(individual_digits=True)
@@ -19,6 +24,11 @@ DIGITS = pre_tokenizers.Digits(individual_digits=True)
 
 def _split(words: str) -> Any:
     return pre_tokenizers.Split(Regex(words), behavior="isolated")
+
+
+def _kept(words: str, *, invert: bool = True) -> Any:
+    """Cut as tokenizers that came from tiktoken do: what lies between the words is removed, and nothing does."""
+    return pre_tokenizers.Split(Regex(words), behavior="removed", invert=invert)
 
 
 def _document(steps: list[Any], *, nfc: bool = False, **model: Any) -> dict[str, Any]:
@@ -37,6 +47,8 @@ def _document(steps: list[Any], *, nfc: bool = False, **model: Any) -> dict[str,
         ([GPT2], {}, "gpt-2"),
         ([_split(LLAMA3), BYTES], {"ignore_merges": True}, "llama-bpe"),
         ([_split(LLAMA3.replace("{1,3}", "")), BYTES], {"nfc": True}, "qwen2"),
+        ([_split(O200K), BYTES], {}, "gpt-4o"),
+        ([_kept(O200K), BYTES], {}, "gpt-4o"),
     ],
 )
 def test_known_rule_has_llama_cpps_name(steps: list[Any], options: dict[str, Any], name: str) -> None:
@@ -54,6 +66,7 @@ def test_known_rule_has_llama_cpps_name(steps: list[Any], options: dict[str, Any
         ([DIGITS, GPT2], {"ignore_merges": True}),
         ([DIGITS, GPT2], {"byte_fallback": True}),
         ([_split(LLAMA3), BYTES], {}),
+        ([_kept(O200K, invert=False), BYTES], {}),
         ([_split(LLAMA3), GPT2], {"ignore_merges": True}),
         ([_split(LLAMA3 + "|x"), BYTES], {"ignore_merges": True}),
         ([_split(LLAMA3.replace("{1,3}", "")), BYTES], {}),
