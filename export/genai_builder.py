@@ -1,93 +1,104 @@
 """The child process that runs onnxruntime-genai's builder: `python -m ammd.export.genai_builder SCRATCH ...`.
 
-It differs from calling the builder in memory alone, the files are the same to the byte. Before it quantizes, the
-builder writes the whole float32 graph into one message in memory, beside the checkpoint that it came from; here the
-graph goes to SCRATCH, the checkpoint is let go of, and one matrix after another is read back. And ONNX Runtime's
-rounding, which keeps float64 copies of what it rounds, is given a matrix in pieces: its blocks do not meet.
+It differs from calling the builder's module in the memory that it takes (`builder_memory`), and in what it would refuse or write wrongly, although its graphs can say it:
+
+- SmolLM3's layers without rotary embedding: the builder gives them a rotary operator of its own and fails on the
+  positions that a CPU graph does not have;
+- Gemma 3's two rotary bases, which transformers 5 keeps by kind of layer; scaling belongs to the global ones alone;
+- Gemma's factor of its embeddings, which the builder rounds to two decimals;
+- the window of Mistral's and Phi-3's layers, which the builder since 0.16 takes from a list that they do not have;
+- Llama's rotary scaling other than Llama 3's, which the builder for Llama forgets.
 """
 
 from __future__ import annotations
 
-import functools
-import gc
 import importlib
-import importlib.util
-import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .builder_memory import quantize_from_disk, round_in_pieces
 from .mapped_files import released_mappings
 
-# The method that turns the float32 graph into the quantized one, by release of the builder.
-_QUANTIZING = ("to_nbits", "to_int4")
-_ROUNDING = ("quant_tensor", "quant_tensor_k_quant_cpu", "quant_tensor_k_quant_cuda")
-_PIECE_WEIGHTS = 1 << 20
+_BUILDER = "onnxruntime_genai.models.builder"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the builder with `arguments[1:]`; paths among them must be absolute."""
-    spec = importlib.util.find_spec("onnxruntime_genai")
-    assert spec is not None and spec.submodule_search_locations
-    folder = Path(spec.submodule_search_locations[0]) / "models"
-    sys.path.insert(0, str(folder))  # as if the script ran by itself: it imports what lies beside it
-    _quantize_from_disk(importlib.import_module("builders.base").Model, Path(arguments[0]))
-    _round_in_pieces(importlib.import_module("onnxruntime.quantization.neural_compressor.weight_only"))
-    sys.argv = [str(folder / "builder.py"), *arguments[1:]]
+    """Run the builder with `arguments[1:]`, in which paths must be absolute; large files go to `arguments[0]`."""
+    importlib.import_module("onnxruntime_genai.models")  # lets the script find its parts
+    module = {
+        name: importlib.import_module(f"builders.{name}")
+        for name in ("base", "gemma", "llama", "mistral", "smollm")
+    }
+    _wrap(module["gemma"].Gemma3Model, "__init__", _with_flat_rope)
+    _wrap(module["gemma"].GemmaModel, "__init__", _with_exact_scale)
+    _wrap(module["base"].Model, "make_rotary_embedding_caches", _with_unscaled_local)
+    _wrap(module["mistral"].MistralModel, "__init__", _with_windows)
+    _wrap(module["smollm"].SmolLM3Model, "make_attention", _without_rope_where_said)
+    _keep_rope_scaling(module["base"].Model, module["llama"].LlamaModel)
+    quantize_from_disk(module["base"].Model, Path(arguments[0]))
+    round_in_pieces(importlib.import_module("onnxruntime.quantization.neural_compressor.weight_only"))
+    sys.argv = [_BUILDER, *arguments[1:]]
     with released_mappings():
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        runpy.run_module(_BUILDER, run_name="__main__")
 
 
-def _quantize_from_disk(model_class: Any, scratch: Path) -> None:
-    """Let the quantizer find the graph on disk, tensor by tensor."""
-    (name,) = [name for name in _QUANTIZING if hasattr(model_class, name)]
-    quantize = getattr(model_class, name)
+def _wrap(owner: type, name: str, wrapper: Callable[..., Any]) -> None:
+    original = getattr(owner, name)
 
-    def from_disk(self: Any) -> Any:
-        import onnx_ir
+    def wrapped(self: Any, *arguments: Any, **options: Any) -> Any:
+        return wrapper(original, self, *arguments, **options)
 
-        graph = scratch / "float32.onnx"
-        onnx_ir.save(self.model, graph, external_data=f"{graph.name}.data", size_threshold_bytes=0)
-        for value in self.model.graph.initializers.values():
-            value.const_value = None  # the last that holds the checkpoint's weights
-        gc.collect()
-        self.model = onnx_ir.load(graph)
-        os.chdir(scratch)  # where both libraries look for the tensors of a message that came from no file
-        return quantize(self)
-
-    setattr(model_class, name, from_disk)
+    setattr(owner, name, wrapped)
 
 
-def _round_in_pieces(rounding: Any) -> None:
-    for name in _ROUNDING:
-        if hasattr(rounding, name):
-            setattr(rounding, name, _in_pieces(getattr(rounding, name)))
+def _with_flat_rope(original: Any, self: Any, config: Any, *arguments: Any) -> None:
+    by_kind = getattr(config, "rope_parameters", None) or {}
+    if "full_attention" in by_kind:
+        config.rope_theta = by_kind["full_attention"]["rope_theta"]
+        config.rope_local_base_freq = by_kind["sliding_attention"]["rope_theta"]
+        config.rope_parameters = dict(by_kind["full_attention"])
+    original(self, config, *arguments)
 
 
-def _in_pieces(rounds: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the same function, which takes a matrix `_PIECE_WEIGHTS` at a time.
+def _with_exact_scale(original: Any, self: Any, *arguments: Any) -> None:
+    original(self, *arguments)
+    self.embed_attrs["scale"] = float(self.hidden_size) ** 0.5
 
-    Returns what it returns: quantized weights [blocks, block size], scales and zero points [blocks, 1].
-    """
 
-    @functools.wraps(rounds)
-    def in_pieces(data: Any, num_bits: int = 4, group_size: int = 32, *options: Any) -> tuple[Any, Any, Any]:
-        import numpy as np
+def _with_unscaled_local(original: Any, self: Any, **names: Any) -> Any:
+    if names.get("cos_cache_name") == "cos_cache_local":  # the global ones are made before it
+        self.rope_attrs["rescale_factors"] = 1
+    return original(self, **names)
 
-        blocks = np.reshape(data, (-1, group_size))
-        step = max(1, _PIECE_WEIGHTS // group_size)
-        pieces = []
-        for first in range(0, len(blocks), step):
-            quantized, scale, zero_point = rounds(
-                blocks[first : first + step], num_bits, group_size, *options
-            )
-            pieces.append((quantized.astype(np.uint8), scale.astype(blocks.dtype), zero_point))
-        quantized, scale, zero_point = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-        return quantized, scale, zero_point
 
-    return in_pieces
+def _with_windows(original: Any, self: Any, config: Any, *arguments: Any) -> None:
+    if getattr(config, "sliding_window", None) and not getattr(config, "layer_types", None):
+        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+    original(self, config, *arguments)
+
+
+def _without_rope_where_said(
+    original: Any, self: Any, layer_id: int, *arguments: Any, **options: Any
+) -> None:
+    rope = self.attention_attrs["rope"]
+    self.attention_attrs["rope"] = bool(self.no_rope_layers[layer_id])
+    original(self, layer_id, *arguments, **options)
+    self.attention_attrs["rope"] = rope
+
+
+def _keep_rope_scaling(base: Any, llama: Any) -> None:
+    if "make_rope_init" not in vars(llama):  # builders before 0.18 read it for all models alike
+        return
+    for_llama_3 = llama.make_rope_init
+
+    def make_rope_init(self: Any, config: Any) -> None:
+        is_llama_3 = (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "llama3"
+        (for_llama_3 if is_llama_3 else base.make_rope_init)(self, config)
+
+    llama.make_rope_init = make_rope_init
 
 
 if __name__ == "__main__":

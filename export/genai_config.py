@@ -17,10 +17,14 @@ from ammd.errors import ExportError
 
 from .checkpoint_facts import read_json
 from .genai_tokenizer import spell_out_digits
+from .sentencepiece_model import is_sentencepiece
 
 _COPIED = ("tokenizer.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
 _SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _MARK = "ammd-end-of-answer"
+# The one class for which onnxruntime-genai joins runs of spaces as SentencePiece does; for all others it cuts text into
+# words first, whatever tokenizer.json says. That text gets a space in front it reads from tokenizer.json.
+_WITHOUT_WORDS = "GemmaTokenizer"
 
 
 def mend_genai_folder(folder: Path, checkpoint: Path) -> None:
@@ -90,7 +94,9 @@ def _copy_tokenizer(folder: Path, checkpoint: Path, *, context_tokens: int) -> N
     if (folder / "tokenizer.json").is_file():
         _write_json(folder / "tokenizer.json", spell_out_digits(read_json(folder / "tokenizer.json")))
     settings = read_json(checkpoint / "tokenizer_config.json")
-    if settings.get("tokenizer_class") == "TokenizersBackend":
+    if is_sentencepiece(read_json(checkpoint / "tokenizer.json")):
+        settings["tokenizer_class"] = _WITHOUT_WORDS
+    elif settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings["model_max_length"] = context_tokens  # often 1e30, which is no integer to some readers
     _write_json(folder / "tokenizer_config.json", settings)

@@ -19,6 +19,7 @@ from .captured import run_module
 from .checkpoint_facts import read_checkpoint_facts, read_json
 from .genai_config import mend_genai_folder
 from .half_storage import halve_storage
+from .misread import check_onnx
 from .settings import OnnxSettings
 from .shared_embedding import share_embedding
 
@@ -64,23 +65,17 @@ def write_onnx(
             installed transformers would misread the checkpoint.
     """
     _check_rope(checkpoint)
+    is_new = _release("onnxruntime-genai") >= _FIRST_WITH_NEW_OPTIONS
+    check_onnx(checkpoint, read_json(checkpoint / "config.json"), is_new=is_new)
     if precision == "int4":
         _check_blocks(checkpoint, settings or OnnxSettings())
     options = builder_options(precision, settings or OnnxSettings())
+    built_as = _BUILT_AS.get(precision, precision)
     with tempfile.TemporaryDirectory(prefix="ammd-onnx-", dir=folder.parent.absolute()) as scratch:
         paths = ["-i", str(checkpoint.absolute()), "-o", str(folder.absolute()), "-c", scratch]
         run_module(
             "ammd.export.genai_builder",
-            [
-                scratch,
-                *paths,
-                "-p",
-                _BUILT_AS.get(precision, precision),
-                "-e",
-                "cpu",
-                "--extra_options",
-                *options,
-            ],
+            [scratch, *paths, "-p", built_as, "-e", "cpu", "--extra_options", *options],
             task=f"build an ONNX model from `{checkpoint}`",
         )
     for name in (GRAPH, WEIGHTS, "genai_config.json"):

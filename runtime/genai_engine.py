@@ -52,6 +52,8 @@ class GenaiEngine:
         self.bos_token_id = described.get("bos_token_id")
         self.end_token_ids = frozenset(int(token) for token in self._tokenizer.eos_token_ids)
         self._length = 0
+        # A cache that holds the window alone cannot go back to its beginning.
+        self._can_rewind = "sliding_window" not in described["decoder"]
         self.settings: Mapping[str, object] = {
             "threads": threads,
             "context_tokens": context_tokens,
@@ -156,7 +158,10 @@ class GenaiEngine:
 
     def _start(self, token_ids: Sequence[int]) -> None:
         check_room(token_ids, context_tokens=self.context_tokens)
-        self._generator.rewind_to(0)
+        if self._can_rewind:
+            self._generator.rewind_to(0)
+        else:
+            self._generator = self._make_generator()
         self._length = 0
 
     def _append(self, token_ids: Sequence[int]) -> Logits:

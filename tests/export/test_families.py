@@ -1,99 +1,52 @@
-"""Small random models of each family, with a tokenizer of its kind, through GGUF and ONNX and all proofs."""
+"""A small random model of each family, with a tokenizer of its kind, through GGUF and ONNX and all proofs.
+
+`conftest.FAMILIES` has the families, and how their checkpoints are built.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ammd.export import gguf_converter
+from ammd.export.quantize_gguf import quantize_gguf
 from ammd.export.to_gguf import write_gguf
 from ammd.export.to_onnx import write_onnx
-from ammd.pre_tokenizer import LLAMA3_WORDS, QWEN2_WORDS
+from ammd.pipeline.cli import main
+from ammd.runtime import reference, verify
+from ammd.runtime.artifact_ref import ArtifactRef
+from ammd.runtime.child import call
+from ammd.runtime.engine import open_engine
 from ammd.runtime.settings import VerifySettings
-from ammd.runtime.verify import verify_file
+from ammd.runtime.verify import VerifyInputs, measure_files
 
-SMALL = VerifySettings(texts=4, greedy_prompts=2, greedy_tokens=8)
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {  # by name: class, words, what is special
-    "llama 3": ("Llama", "llama3", {"rope_parameters": LLAMA3_ROPE}),
-    "llama, untied": ("Llama", "smollm", {"tie_word_embeddings": False}),
-    "mistral": ("Mistral", "llama3", {"tie_word_embeddings": False, "sliding_window": None, "head_dim": 16}),
-    "qwen 2": ("Qwen2", "qwen2", {}),
-    "qwen 3": ("Qwen3", "qwen2", {"head_dim": 32}),  # not hidden size by heads
-    "smollm 3": ("SmolLM3", "llama3", {}),
-}
-# Built by the same code as others of the list; SmolLM3 is what onnxruntime-genai 0.18's builder fails on for CPUs.
-WITHOUT_ONNX = ("llama, untied", "qwen 2", "smollm 3")
+SMALL = VerifySettings(texts=4, greedy_prompts=2, greedy_tokens=12)
 
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"Name {n} hats."}) + "\n" for n in (12, 31, 7, 300)))
+    texts = [
+        f"Name {n} hats of the quick brown fox, they'll agree on 你好 number {n}." for n in (12, 31, 7, 300)
+    ]
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     return path
 
 
-def build(
-    base: Path, folder: Path, *, name: str, words: str, special: dict[str, Any], adds_bos: bool
-) -> Path:
-    """Write a random model of the family with the words of its tokenizer; `base` has the rest."""
-    import torch
-    import transformers
-    from tokenizers import Regex, normalizers, pre_tokenizers, processors
+@pytest.fixture
+def reference_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the reference in this process, which has torch already; files are measured in children as ever."""
 
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(base)
-    backend = tokenizer.backend_tokenizer
-    if words != "smollm":
-        pattern = LLAMA3_WORDS if words == "llama3" else QWEN2_WORDS
-        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-        plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([split, plain])
-    if words == "qwen2":
-        backend.normalizer = normalizers.NFC()
-    settings: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "tie_word_embeddings": True,
-        "initializer_range": 0.2,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 2,
-    }
-    if adds_bos:  # as Llama 3's own
-        backend.post_processor = processors.TemplateProcessing(
-            single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
-        )
-    config = getattr(transformers, f"{name}Config")(**(settings | special))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = getattr(transformers, f"{name}ForCausalLM")(config)
-    model.generation_config = transformers.GenerationConfig(
-        bos_token_id=1, eos_token_id=[2, 0], pad_token_id=2
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    if words == "llama3":  # which takes whole words from the vocabulary first
-        path = folder / "tokenizer.json"
-        document = json.loads(path.read_text(encoding="utf-8"))
-        document["model"]["ignore_merges"] = True
-        path.write_text(json.dumps(document), encoding="utf-8")
-    return folder
+    def call_or_build(target: str, request: Mapping[str, Any]) -> Any:
+        return reference.build(request) if target == "reference:build" else call(target, request)
+
+    monkeypatch.setattr(verify, "call", call_or_build)
 
 
 @pytest.mark.parametrize(
@@ -112,23 +65,85 @@ def test_a_tokenizers_last_step_says_whether_it_adds_tokens(processor: Any, adds
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.usefixtures("reference_here")
 def test_a_family_goes_to_gguf_and_onnx_and_passes_the_proofs(
-    build_checkpoint: Callable[..., Path], tmp_path: Path, prompts: Path, family: str
+    build_family: Callable[..., Path], tmp_path: Path, prompts: Path, family: Any
 ) -> None:
-    base = build_checkpoint(tmp_path / "base", layers=1, more_merges=[("1", "2"), ("3", "1")])
-    name, words, special = FAMILIES[family]
-    adds_bos = family == "llama 3"
-    checkpoint = build(
-        base, tmp_path / "checkpoint", name=name, words=words, special=special, adds_bos=adds_bos
-    )
+    checkpoint = build_family(family, tmp_path / "checkpoint")
     write_gguf(checkpoint, tmp_path / "student-f16.gguf", name="tiny")
-    gguf = verify_file(tmp_path / "student-f16.gguf", against=checkpoint, heldout=prompts, settings=SMALL)
-    assert gguf["kl_nats"] < gguf["kl_limit_nats"]
-    assert bool(gguf["notes"]) == (words == "qwen2")
-    if family in WITHOUT_ONNX:
-        return
     write_onnx(checkpoint, tmp_path / "onnx-fp32", precision="fp32")
-    onnx = verify_file(tmp_path / "onnx-fp32", against=checkpoint, heldout=prompts, settings=SMALL)
-    assert onnx["kl_nats"] < onnx["kl_limit_nats"]
-    assert onnx["greedy_equal"] == 2
+    artifacts = tuple(
+        ArtifactRef(name=name, path=tmp_path / file)
+        for name, file in {"gguf-f16": "student-f16.gguf", "onnx-fp32": "onnx-fp32"}.items()
+    )
+    inputs = VerifyInputs(checkpoint=checkpoint, heldout=prompts, artifacts=artifacts)
+    records = measure_files(inputs, SMALL, tmp_path)
+    for name, record in records.items():
+        assert record["kl_nats"] < record["kl_limit_nats"], name
+        assert record["chats"] == (2 if family.template == "mistral" else 4)  # which has no system turns
+        assert len(record["end_token_ids"]) >= len(family.ends)
+        assert bool(record["notes"]) == (family.words == "qwen2")
+    assert records["onnx-fp32"]["greedy_equal"] == 2
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("mistral", {"sliding_window": 8}),
+        ("smollm 3", {"no_rope_layers": [1, 0, 1, 1]}),
+        (
+            "gemma 3",
+            {
+                "hidden_size": 128,  # whose root is no short decimal
+                "query_pre_attn_scalar": 100,
+                "layer_types": ["sliding_attention", "full_attention"] * 3,
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                },
+            },
+        ),
+    ],
+)
+def test_what_no_gguf_can_say_is_computed_by_onnx_files(
+    build_family: Callable[..., Path],
+    families: Mapping[str, Any],
+    tmp_path: Path,
+    name: str,
+    settings: dict[str, Any],
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = build_family(families[name], tmp_path / "checkpoint", **settings)
+    write_onnx(checkpoint, tmp_path / "onnx", precision="fp32")
+    ids = list(range(270, 320))
+    with open_engine(tmp_path / "onnx", threads=1, context_tokens=64) as engine:
+        found = np.concatenate(list(engine.logits(ids)))
+    with torch.inference_mode():
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-3)  # of order 1; sums in another order
+
+
+@pytest.mark.real
+def test_a_quantized_file_of_a_sentencepiece_family_is_proven_from_the_command_line(
+    build_family: Callable[..., Path],
+    families: Mapping[str, Any],
+    tmp_path: Path,
+    prompts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = build_family(families["gemma 3"], tmp_path / "checkpoint")
+    write_gguf(checkpoint, tmp_path / "student-f16.gguf", name="tiny")
+    file = tmp_path / "student-q8_0.gguf"
+    quantize_gguf(tmp_path / "student-f16.gguf", file, type_name="Q8_0")
+    options = ["--against", checkpoint, "--heldout", prompts, "--set", "greedy_tokens=12", "--json"]
+    monkeypatch.setattr(sys, "argv", ["ammd", "verify", *map(str, [file, *options])])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 0
+    record = json.loads(capfd.readouterr().out)["parity"]["gguf-q8_0"]
+    assert 1e-5 < record["kl_nats"] < record["kl_limit_nats"] == 1e-2

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnxruntime.quantization.neural_compressor import weight_only
 
-from ammd.export import genai_builder
+from ammd.export import builder_memory
 from ammd.export.settings import OnnxSettings
 from ammd.export.to_onnx import builder_options, write_onnx
 
@@ -35,7 +35,7 @@ def test_rounding_in_pieces_gives_what_rounding_at_once_gives(
     data = np.random.default_rng(0).standard_normal((40, 192)).astype(np.float32)
     data[3] = 0.0
     whole = function(*arguments(data.copy()))
-    pieces = genai_builder._in_pieces(function)(*arguments(data.copy()))
+    pieces = builder_memory._in_pieces(function)(*arguments(data.copy()))
     for one, other in zip(whole, pieces, strict=True):
         assert one.shape == other.shape
         np.testing.assert_array_equal(one.astype(other.dtype), other)
