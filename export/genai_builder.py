@@ -1,6 +1,7 @@
 """The child process that runs onnxruntime-genai's builder: `python -m ammd.export.genai_builder SCRATCH ...`.
 
-It differs from calling the builder's module in the memory that it takes (`builder_memory`), and in what it would refuse or write wrongly, although its graphs can say it:
+It differs from calling the builder's module in the memory that it takes (`builder_memory`), and in what the builder
+would refuse or write wrongly, although its graphs can say it:
 
 - SmolLM3's layers without rotary embedding: the builder gives them a rotary operator of its own and fails on the
   positions that a CPU graph does not have;

@@ -31,7 +31,7 @@ def test_rounding_in_pieces_gives_what_rounding_at_once_gives(
     function: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(genai_builder, "_PIECE_WEIGHTS", 640)
+    monkeypatch.setattr(builder_memory, "_PIECE_WEIGHTS", 640)
     data = np.random.default_rng(0).standard_normal((40, 192)).astype(np.float32)
     data[3] = 0.0
     whole = function(*arguments(data.copy()))
