@@ -11,7 +11,7 @@ from ammd.errors import ExportError
 from ammd.machine import available_memory_bytes
 
 from .checkpoint_facts import CheckpointFacts
-from .schemes import ONNX_SCHEMES, Scheme, mix_of
+from .schemes import ONNX_SCHEMES, STANDARD_SCHEMES, Scheme, mix_of
 from .settings import ExportSettings
 
 # The most that one weight takes on the disk, fallbacks included.
@@ -23,6 +23,10 @@ _DISK_BYTES_PER_WEIGHT = {
     Scheme.ONNX_FP16: 4.0,  # as it is before its matrices are halved
     Scheme.ONNX_INT8: 1.2,
     Scheme.ONNX_INT4: 1.0,
+    Scheme.ONNX_STANDARD_FP32: 4.0,
+    Scheme.ONNX_STANDARD_FP16: 2.0,
+    Scheme.ONNX_STANDARD_INT8: 1.05,
+    Scheme.ONNX_STANDARD_INT4: 1.15,
 }
 _QUANTIZED_BYTES_PER_WEIGHT = 1.07  # Q8_0, which stands in for types that do not fit
 _TOKENIZER_BYTES = 16 << 20  # vocabulary and merges, in each file
@@ -34,14 +38,15 @@ _ONNX_HELD_BYTES_PER_WEIGHT = {
 _LIBRARIES_BYTES = 450 << 20  # torch, transformers and a tokenizer
 _FLOAT32_BYTES = 4
 _GGUF_COPIES, _ONNX_COPIES = 1.5, 3.0  # of the largest tensor, in float32
+_TRACE_BYTES_PER_WEIGHT = 20  # optimum's tracer holds the model and its graph, several times over
 _IMATRIX_BYTES_PER_WEIGHT = 6  # the checkpoint in float32, with a batch of texts
 _MIXTURE_BYTES_PER_WEIGHT = 28  # with its gradients, and errors of seven types
 
 
-def disk_bytes(facts: CheckpointFacts, schemes: tuple[Scheme, ...]) -> int:
-    """Return the most that the files of `schemes` can take, what they are made from included."""
-    written = set(schemes)
-    if any(mix_of(scheme) for scheme in schemes) or Scheme.GGUF_MIXED in written:
+def disk_bytes(facts: CheckpointFacts, settings: ExportSettings) -> int:
+    """Return the most that the files can take, what they are made from included."""
+    written = set(settings.schemes)
+    if any(mix_of(scheme) for scheme in settings.schemes) or Scheme.GGUF_MIXED in written:
         written.add(Scheme.GGUF_F16)
     each = [_DISK_BYTES_PER_WEIGHT.get(scheme, _QUANTIZED_BYTES_PER_WEIGHT) for scheme in written]
     if quantized := written & {Scheme.ONNX_INT4, Scheme.ONNX_INT8}:
@@ -49,6 +54,11 @@ def disk_bytes(facts: CheckpointFacts, schemes: tuple[Scheme, ...]) -> int:
     weights = sum(each) * facts.parameters
     if not facts.tied_head:  # an embedding of its own stays float32
         weights += _FLOAT32_BYTES * facts.embedding_weights * len(quantized)
+    if standard := written & set(STANDARD_SCHEMES):
+        # The trace, with a tied head twice, and the float32 graph made of it.
+        weights += _FLOAT32_BYTES * (2 * facts.parameters + facts.embedding_weights)
+        if settings.onnx.ort_format:
+            weights += sum(_DISK_BYTES_PER_WEIGHT[scheme] for scheme in standard) * facts.parameters
     return int(weights) + len(written) * _TOKENIZER_BYTES
 
 
@@ -59,6 +69,8 @@ def memory_bytes(facts: CheckpointFacts, settings: ExportSettings) -> int:
     if onnx := set(settings.schemes) & set(ONNX_SCHEMES):
         held = max(_ONNX_HELD_BYTES_PER_WEIGHT.get(scheme, 0.0) for scheme in onnx)
         steps.append(_ONNX_COPIES * largest + held * facts.parameters)
+    if set(settings.schemes) & set(STANDARD_SCHEMES):
+        steps.append(_TRACE_BYTES_PER_WEIGHT * facts.parameters)
     if settings.imatrix is not None:
         steps.append(_IMATRIX_BYTES_PER_WEIGHT * facts.parameters)
     if settings.mixed is not None:
@@ -76,7 +88,7 @@ def check_memory(facts: CheckpointFacts, settings: ExportSettings) -> None:
     if free < need:
         raise ExportError(
             f"the export needs about {need / 2**20:.0f} MiB of memory, {free / 2**20:.0f} MiB are available",
-            hint="close other programs, or leave out `gguf-mixed` and `imatrix`, which run the whole model",
+            hint="close other programs, or leave out `gguf-mixed`, `imatrix` and `onnx-standard`, which run the whole model",
             expected=need,
             found=free,
         )

@@ -19,12 +19,18 @@ from ammd.model_origin import License, ModelOrigin, license_of_folder
 
 from .imatrix import read_imatrix
 from .llama_source import TREE_VARIABLE
-from .schemes import CONVERTED, ONNX_SCHEMES, Scheme
+from .schemes import CONVERTED, GGUF_SCHEMES, ONNX_SCHEMES, STANDARD_SCHEMES, Scheme
 
 BASE_MODEL_PREFIX = "general.base_model."
 _HUB = "https://huggingface.co"
 _VERSION_DIGITS = 12  # of the student's hash, which stands for a version
 _PATH_MARKS = ("/", "\\")
+_UNQUANTIZED = (
+    Scheme.ONNX_FP32,
+    Scheme.ONNX_FP16,
+    Scheme.ONNX_STANDARD_FP32,
+    Scheme.ONNX_STANDARD_FP16,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,18 +75,29 @@ def checkpoint_metadata(checkpoint: Path, provenance: Provenance | None) -> dict
 
 def scheme_metadata(scheme: Scheme, *, imatrix: Path | None = None) -> dict[str, str]:
     """Return what tells a file from the others of its checkpoint: scheme, tools, importance matrix."""
-    tool = "onnxruntime-genai" if scheme in ONNX_SCHEMES else "llama-cpp-python"
-    version = f"{tool} {importlib.metadata.version(tool)}"
+    converter, quantizer = _tools(scheme)
     found = {"ammd.scheme": scheme.value}
-    if scheme in ONNX_SCHEMES or not os.environ.get(TREE_VARIABLE):
-        found["ammd.converter"] = version  # another tree of llama.cpp has a version of its own, unknown here
-    if scheme not in (*CONVERTED, Scheme.ONNX_FP32):
-        found["ammd.quantizer"] = version
+    if scheme not in GGUF_SCHEMES or not os.environ.get(TREE_VARIABLE):
+        found["ammd.converter"] = (
+            converter  # another tree of llama.cpp has a version of its own, unknown here
+        )
+    if scheme not in (*CONVERTED, *_UNQUANTIZED):
+        found["ammd.quantizer"] = quantizer
     if imatrix:
         found["ammd.imatrix_sha256"] = hash_file(imatrix)
         names = dataset_names(read_imatrix(imatrix).datasets)
         found |= {f"ammd.imatrix_dataset.{index}": name for index, name in enumerate(names)}
     return found
+
+
+def _tools(scheme: Scheme) -> tuple[str, str]:
+    """Return what converts and what quantizes, with their versions."""
+    if scheme in STANDARD_SCHEMES:
+        tools = ("optimum-onnx", "onnxruntime")
+    else:
+        tools = 2 * ("onnxruntime-genai" if scheme in ONNX_SCHEMES else "llama-cpp-python",)
+    converter, quantizer = (f"{tool} {importlib.metadata.version(tool)}" for tool in tools)
+    return converter, quantizer
 
 
 def dataset_names(datasets: tuple[str, ...]) -> tuple[str, ...]:

@@ -47,6 +47,10 @@ class Scheme(StrEnum):
     ONNX_FP16 = "onnx-fp16"
     ONNX_INT8 = "onnx-int8"
     ONNX_INT4 = "onnx-int4"
+    ONNX_STANDARD_FP32 = "onnx-standard-fp32"
+    ONNX_STANDARD_FP16 = "onnx-standard-fp16"
+    ONNX_STANDARD_INT8 = "onnx-standard-int8"
+    ONNX_STANDARD_INT4 = "onnx-standard-int4"
 
     @property
     def type_name(self) -> str:
@@ -63,7 +67,12 @@ DEFAULT_SCHEMES = (
 )
 CONVERTED = (Scheme.GGUF_F32, Scheme.GGUF_F16, Scheme.GGUF_BF16)  # by the converter itself, unquantized
 GGUF_SCHEMES = tuple(scheme for scheme in Scheme if scheme.value.startswith("gguf-"))
-ONNX_SCHEMES = tuple(scheme for scheme in Scheme if scheme.value.startswith("onnx-"))
+STANDARD_SCHEMES = tuple(scheme for scheme in Scheme if scheme.value.startswith("onnx-standard-"))
+ONNX_SCHEMES = tuple(
+    scheme
+    for scheme in Scheme
+    if scheme.value.startswith("onnx-") and scheme not in STANDARD_SCHEMES  # by onnxruntime-genai
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ammd.settings import Settings
 
-from .schemes import DEFAULT_SCHEMES, Scheme, needs_imatrix
+from .schemes import DEFAULT_SCHEMES, STANDARD_SCHEMES, Scheme, needs_imatrix
 
 _UNITS = {"mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(mb|mib|gb|gib)", re.IGNORECASE)
@@ -58,7 +58,7 @@ class MixedSettings(Settings):
 
 
 class OnnxSettings(Settings):
-    """How onnxruntime-genai's builder quantizes for `onnx-int4` and `onnx-int8`."""
+    """How ONNX files are quantized, by onnxruntime-genai's builder and in `onnx-standard-int4`."""
 
     block_size: Literal[32, 64, 128] = 32
     """Weights of a row that share a scale; more make a smaller file that is further from the student."""
@@ -70,9 +70,12 @@ class OnnxSettings(Settings):
     """Of activations in a product: 4 rounds them to int8, which is fastest on a CPU; 1 keeps float32; 0 leaves it to
     the runtime."""
     head: Literal["float32", "int8", "int4"] = "int8"
-    """Of the output matrix in `onnx-int4`, and of an embedding that is tied to it; `float32` keeps it as it is."""
+    """Of the output matrix in int4 files, and of an embedding that is tied to it; `float32` keeps it as it is."""
     sensitive_layers: Literal["int8", "int4"] = "int8"
-    """In `onnx-int4`, of the matrices that llama.cpp's Q4_K_M keeps finer as well."""
+    """In int4 files, of the matrices that llama.cpp's Q4_K_M keeps finer as well."""
+    ort_format: bool = False
+    """Write `model.ort` beside `model.onnx` in the `onnx-standard` folders: the one file that onnxruntime's reduced
+    builds for phones read, less than 2 GiB. Not with `onnx-standard-fp16`."""
 
 
 class ExportSettings(Settings):
@@ -108,6 +111,17 @@ class ExportSettings(Settings):
     def _a_mixture_has_a_budget(self) -> Self:
         if (self.mixed is not None) != (Scheme.GGUF_MIXED in self.schemes):
             raise ValueError("the scheme `gguf-mixed` and a `mixed` table with its budget go together")
+        return self
+
+    @model_validator(mode="after")
+    def _ort_format_has_a_use(self) -> Self:
+        if not self.onnx.ort_format:
+            return self
+        if not set(self.schemes) & set(STANDARD_SCHEMES):
+            raise ValueError("`onnx.ort_format` is for the `onnx-standard` schemes, none of which is named")
+        # Casts for want of float16 kernels would be frozen into it: 10 instead of 24 tokens a second, twice the memory.
+        if Scheme.ONNX_STANDARD_FP16 in self.schemes:
+            raise ValueError("`onnx.ort_format` cannot be had of `onnx-standard-fp16`, leave one of them out")
         return self
 
     @model_validator(mode="after")

@@ -3,7 +3,8 @@
     checkpoint ── llama.cpp's converter ──► student-f16.gguf ── llama.cpp's quantizer ──► student-q8_0.gguf, …
         │                                                              ▲
         ├──────── hooks on texts ──► student-imatrix.gguf ─────────────┘
-        └──────── onnxruntime-genai's builder ──► onnx-int4/, …
+        ├──────── onnxruntime-genai's builder ──► onnx-int4/, …
+        └──────── optimum's exporter ──► onnx-standard-int8/, …
 
 Each step is a child process with captured output. Room on the disk and in memory is checked before the first.
 """
@@ -30,10 +31,11 @@ from .imatrix import read_imatrix
 from .measure_imatrix import measure_imatrix
 from .mixed_gguf import write_mixed_gguf
 from .quantize_gguf import quantize_gguf
-from .schemes import CONVERTED, GGUF_SCHEMES, ONNX_SCHEMES, Scheme, mix_of
+from .schemes import CONVERTED, GGUF_SCHEMES, ONNX_SCHEMES, STANDARD_SCHEMES, Scheme, mix_of
 from .settings import ExportSettings, ImatrixSettings, OnnxSettings
 from .to_gguf import write_gguf
 from .to_onnx import WEIGHTS, write_onnx
+from .to_standard_onnx import check_exporter, write_standard_onnx
 
 IMATRIX = "student-imatrix.gguf"
 
@@ -65,7 +67,9 @@ def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[st
         ExportError: A converter refuses the checkpoint, or there is too little memory.
     """
     facts = read_checkpoint_facts(inputs.checkpoint)
-    check_free_disk(folder, need_bytes=disk_bytes(facts, settings.schemes), purpose="the export")
+    if set(settings.schemes) & set(STANDARD_SCHEMES):
+        check_exporter()
+    check_free_disk(folder, need_bytes=disk_bytes(facts, settings), purpose="the export")
     check_memory(facts, settings)
     texts = _texts(inputs, settings)
     if inputs.imatrix:
@@ -81,7 +85,7 @@ def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[st
             meant: Mapping[str, str] = {}
             more: dict[str, Any] = {}
             with measured() as cost:
-                if scheme in ONNX_SCHEMES:
+                if scheme in (*ONNX_SCHEMES, *STANDARD_SCHEMES):
                     _build(inputs.checkpoint, target, scheme, settings.onnx, origin)
                 elif scheme in CONVERTED:
                     _convert(inputs.checkpoint, target, scheme, origin)
@@ -133,11 +137,11 @@ def _build(
     checkpoint: Path, target: Path, scheme: Scheme, settings: OnnxSettings, origin: Mapping[str, str]
 ) -> None:
     metadata = {**origin, **scheme_metadata(scheme)}
-    if "general.license" in origin:
-        metadata["model_license"] = origin[
-            "general.license"
-        ]  # the one key for it that the ONNX standard names
-    write_onnx(checkpoint, target, precision=scheme.type_name, settings=settings, metadata=metadata)
+    if "general.license" in origin:  # the one key for it that the ONNX standard names
+        metadata["model_license"] = origin["general.license"]
+    write = write_standard_onnx if scheme in STANDARD_SCHEMES else write_onnx
+    precision = scheme.type_name.removeprefix("standard-")
+    write(checkpoint, target, precision=precision, settings=settings, metadata=metadata)
 
 
 def _texts(inputs: ExportInputs, settings: ExportSettings) -> list[Path]:
@@ -177,12 +181,12 @@ def _describe_imatrix(path: Path) -> dict[str, Any]:
 def _describe(
     scheme: Scheme, target: Path, facts: CheckpointFacts, *, meant: Mapping[str, str]
 ) -> dict[str, Any]:
-    if scheme in ONNX_SCHEMES:
+    if scheme in (*ONNX_SCHEMES, *STANDARD_SCHEMES):
         files = list_files(target)
         sizes = {record.path: record.bytes for record in files}
         return {
             "name": scheme.value,
-            "format": "onnx-genai",
+            "format": "onnx-genai" if scheme in ONNX_SCHEMES else "onnx",
             "scheme": scheme.type_name,
             "path": target.name,
             "bytes": sum(sizes.values()),

@@ -20,6 +20,7 @@ from .checkpoint_facts import read_checkpoint_facts, read_json
 from .genai_config import mend_genai_folder
 from .half_storage import halve_storage
 from .misread import check_onnx
+from .onnx_metadata import state_metadata
 from .settings import OnnxSettings
 from .shared_embedding import share_embedding
 
@@ -68,7 +69,7 @@ def write_onnx(
     is_new = _release("onnxruntime-genai") >= _FIRST_WITH_NEW_OPTIONS
     check_onnx(checkpoint, read_json(checkpoint / "config.json"), is_new=is_new)
     if precision == "int4":
-        _check_blocks(checkpoint, settings or OnnxSettings())
+        check_blocks(checkpoint, settings or OnnxSettings(), scheme="onnx-int4")
     options = builder_options(precision, settings or OnnxSettings())
     built_as = _BUILT_AS.get(precision, precision)
     with tempfile.TemporaryDirectory(prefix="ammd-onnx-", dir=folder.parent.absolute()) as scratch:
@@ -85,16 +86,8 @@ def write_onnx(
         share_embedding(folder / GRAPH, folder / WEIGHTS)
     if precision == "fp16":
         halve_storage(folder / GRAPH, folder / WEIGHTS)
-    _state_metadata(folder / GRAPH, metadata or {})
+    state_metadata(folder / GRAPH, metadata or {})
     mend_genai_folder(folder, checkpoint)
-
-
-def _state_metadata(path: Path, metadata: Mapping[str, str]) -> None:
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
-    onnx.helper.set_model_props(model, dict(metadata))
-    onnx.save(model, path)
 
 
 def _check_rope(checkpoint: Path) -> None:
@@ -109,15 +102,19 @@ def _check_rope(checkpoint: Path) -> None:
         )
 
 
-def _check_blocks(checkpoint: Path, settings: OnnxSettings) -> None:
-    """Refuse rows of an odd number of blocks: zero points of two blocks share a byte, and onnxruntime fails there."""
+def check_blocks(checkpoint: Path, settings: OnnxSettings, *, scheme: str) -> None:
+    """Refuse rows of an odd number of blocks: zero points of two blocks share a byte, and onnxruntime fails there.
+
+    Raises:
+        ExportError: A matrix has such rows.
+    """
     if settings.symmetric and settings.algorithm == "rtn":
         return  # no zero points
     size = settings.block_size
     for name, weights in read_checkpoint_facts(checkpoint).row_weights.items():
         if -(-weights // size) % 2:
             raise ExportError(
-                f"`onnx-int4` in blocks of {size} cannot hold `{name}`: its rows of {weights} weights have an odd "
+                f"`{scheme}` in blocks of {size} cannot hold `{name}`: its rows of {weights} weights have an odd "
                 "number of blocks",
                 hint="set `export.onnx.block_size` to one that gives an even number, or `export.onnx.symmetric = true`",
                 tensor=name,

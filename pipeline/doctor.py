@@ -63,7 +63,7 @@ def examine(runs_dir: Path) -> dict[str, Any]:
     findings = [_python(), *_libraries(), _torch_build(), *_tools(), *_settings()]
     # The rest is asked of ammd's own modules, which import these libraries.
     if not any(finding.exit_code == RecipeError.exit_code for finding in findings):
-        findings += [*_cpu(), *_room(runs_dir), _cache()]
+        findings += [_exporter(), *_cpu(), *_room(runs_dir), _cache()]
     codes = [finding.exit_code for finding in findings if finding.exit_code]
     rows = [{**asdict(finding), "state": finding.state.value} for finding in findings]
     return {"schema": SCHEMA, "exit_code": min(codes, default=0), "findings": rows}
@@ -125,6 +125,15 @@ def _tools() -> Iterator[Finding]:
     make = shutil.which("make")
     advice = "" if make else "only `make run` and `make test` need it: `apt install make`"
     yield Finding(name="make", state=State.OK if make else State.NOTE, found=make or "none", advice=advice)
+
+
+def _exporter() -> Finding:
+    from ammd.export.optimum_exporter import missing_exporter
+
+    if fault := missing_exporter():
+        advice = f"only the `onnx-standard` schemes need it, {fault[1]}"
+        return Finding(name="optimum", state=State.NOTE, found="none that fits", advice=advice)
+    return Finding(name="optimum", state=State.OK, found=metadata.version("optimum-onnx"))
 
 
 def _cpu() -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from ammd.distill.settings import DistillSettings, PrepareSettings
 from ammd.errors import RecipeError
+from ammd.export.schemes import STANDARD_SCHEMES
 from ammd.export.settings import ExportSettings, OnnxSettings
 from ammd.runtime.settings import BenchSettings, EvaluateSettings, VerifySettings
 from ammd.settings import Settings
@@ -78,7 +79,7 @@ def load_recipe(
     Args:
         path: A TOML file; None takes the packaged quickstart.
         overrides: `a.b=value` with a TOML value; a string may go without quotes.
-        check_files: Also check that models and data files are there; a finished run needs them no more.
+        check_files: Also check that models, data files and exporters are there; a finished run needs them no more.
 
     Raises:
         RecipeError: The file is not there or not TOML, or lists every fault found in it.
@@ -99,6 +100,8 @@ def load_recipe(
         faults = faults_of(exc, Recipe) + faults
     else:
         faults += _find_contradictions(recipe)
+        if check_files:
+            faults += _find_missing_exporter(recipe)
     if not faults:
         return recipe
     faults = find_fault_lines(faults, text=origin.text, changed=changed)
@@ -152,6 +155,17 @@ def _find_contradictions(recipe: Recipe) -> list[Fault]:
         text = f"should be at least {stages}, a step for each of `prepare.student.stages`"
         faults.append(Fault(path=("distill", "warm", "steps"), value=steps, text=text))
     return faults
+
+
+def _find_missing_exporter(recipe: Recipe) -> list[Fault]:
+    """Return a fault where the recipe wants files whose exporter is not installed, before anything is trained."""
+    from ammd.export.optimum_exporter import missing_exporter
+
+    wanted = [scheme for scheme in recipe.export.schemes if scheme in STANDARD_SCHEMES]
+    if not wanted or (fault := missing_exporter()) is None:
+        return []
+    text = f"cannot be made here: {fault[0]}; {fault[1]}"
+    return [Fault(path=("export", "schemes"), value=wanted[0].value, text=text)]
 
 
 def _read_origin(path: Path | None) -> Origin:

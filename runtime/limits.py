@@ -17,6 +17,8 @@ KL_LIMITS: Mapping[str, float] = {
     "onnx-fp32": 1e-4,
     "onnx-fp16": 1e-3,
     "onnx-int8": 2e-2,
+    "onnx-standard-fp32": 1e-4,
+    "onnx-standard-fp16": 1e-3,
     "gguf-q6_k": 0.05,
     "gguf-q5_k_m": 0.5,
     "gguf-q5_k_s": 0.5,
@@ -29,6 +31,8 @@ KL_LIMITS: Mapping[str, float] = {
     "gguf-q4_1": 1.0,
     "gguf-q4_0": 1.0,
     "onnx-int4": 1.0,
+    "onnx-standard-int8": 0.5,
+    "onnx-standard-int4": 1.0,
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 from ammd.export.checkpoint_facts import CheckpointFacts, read_checkpoint_facts
 from ammd.export.estimates import disk_bytes, memory_bytes
 from ammd.export.schemes import Scheme
-from ammd.export.settings import ExportSettings, ImatrixSettings, MixedSettings
+from ammd.export.settings import ExportSettings, ImatrixSettings, MixedSettings, OnnxSettings
 
 
 @pytest.fixture
@@ -16,24 +16,34 @@ def facts(tiny_checkpoint: Path) -> CheckpointFacts:
     return read_checkpoint_facts(tiny_checkpoint)
 
 
+def _disk(facts: CheckpointFacts, *schemes: Scheme, onnx: OnnxSettings | None = None) -> int:
+    return disk_bytes(facts, ExportSettings(schemes=schemes, onnx=onnx or OnnxSettings()))
+
+
 def test_the_quantizers_source_counts_once(facts: CheckpointFacts) -> None:
-    both = disk_bytes(facts, (Scheme.GGUF_F16, Scheme.GGUF_Q8_0))
-    assert disk_bytes(facts, (Scheme.GGUF_Q8_0,)) == both
-    assert disk_bytes(facts, (Scheme.GGUF_F16,)) < both
+    both = _disk(facts, Scheme.GGUF_F16, Scheme.GGUF_Q8_0)
+    assert _disk(facts, Scheme.GGUF_Q8_0) == both
+    assert _disk(facts, Scheme.GGUF_F16) < both
 
 
 def test_the_embedding_of_an_untied_model_counts(facts: CheckpointFacts) -> None:
     untied = dataclasses.replace(facts, tied_head=False)
-    schemes = (Scheme.ONNX_INT4,)
-    assert disk_bytes(untied, schemes) - disk_bytes(facts, schemes) == 4 * facts.embedding_weights
+    assert _disk(untied, Scheme.ONNX_INT4) - _disk(facts, Scheme.ONNX_INT4) == 4 * facts.embedding_weights
 
 
 def test_the_builders_float32_graph_counts_once_and_only_where_it_is_written(facts: CheckpointFacts) -> None:
     def more(first: Scheme, *others: Scheme) -> int:
-        return disk_bytes(facts, (first, *others)) - disk_bytes(facts, others) if others else 0
+        return _disk(facts, first, *others) - _disk(facts, *others)
 
     int8 = more(Scheme.ONNX_INT8, Scheme.ONNX_INT4)
     assert more(Scheme.ONNX_INT8, Scheme.ONNX_FP32) - int8 == pytest.approx(4 * facts.parameters, abs=1)
+
+
+def test_a_standard_graph_counts_with_its_trace_and_its_ort_form(facts: CheckpointFacts) -> None:
+    schemes = (Scheme.ONNX_FP32, Scheme.ONNX_STANDARD_FP32)
+    one = _disk(facts, *schemes)
+    assert one - _disk(facts, Scheme.ONNX_FP32) > 8 * facts.parameters
+    assert _disk(facts, *schemes, onnx=OnnxSettings(ort_format=True)) - one == 4 * facts.parameters
 
 
 def test_memory_follows_from_the_largest_tensor_and_not_from_the_model() -> None:

@@ -64,3 +64,16 @@ def test_training_texts_are_read_only_where_nothing_else_is_named(
     document: dict[str, object], reads: bool
 ) -> None:
     assert ExportSettings.model_validate(document).reads_texts is reads
+
+
+@pytest.mark.parametrize(
+    ("schemes", "message"),
+    [
+        (["onnx-int4"], "is for the `onnx-standard` schemes, none of which is named"),
+        (["onnx-standard-int8", "onnx-standard-fp16"], "cannot be had of `onnx-standard-fp16`"),
+    ],
+)
+def test_the_ort_format_is_refused_where_it_has_no_use(schemes: list[str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ExportSettings.model_validate({"schemes": schemes, "onnx": {"ort_format": True}})
+    assert ExportSettings.model_validate({"schemes": ["onnx-standard-int8"], "onnx": {"ort_format": True}})

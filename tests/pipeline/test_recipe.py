@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ammd.errors import RecipeError
+from ammd.export import optimum_exporter
 from ammd.export.settings import ExportSettings
 from ammd.pipeline.open_run import _localize
 from ammd.pipeline.recipe import BUILTIN, DATA_FILES, Recipe, data_file, load_recipe, load_section
@@ -24,6 +25,18 @@ def test_packaged_quickstart_is_valid_and_its_prompt_files_ship():
     assert recipe.prepare.prompts == recipe.prepare.heldout == BUILTIN
     for key in DATA_FILES:
         assert data_file(BUILTIN, key).read_text(encoding="utf-8").startswith('{"prompt"')
+
+
+def test_files_whose_exporter_is_not_installed_are_refused_with_the_recipe(recipe_path, monkeypatch):
+    monkeypatch.setattr(optimum_exporter, "missing_exporter", lambda: ("optimum is not there", "install it"))
+    change = 'export.schemes=["onnx-standard-int8"]'
+    wanted = (
+        '`export.schemes` = `"onnx-standard-int8"`: cannot be made here: optimum is not there; install it'
+    )
+    assert wanted in faults_of(recipe_path, change)
+    assert load_recipe(recipe_path, overrides=[change], check_files=False).export.schemes == (
+        "onnx-standard-int8",
+    )
 
 
 def test_every_fault_is_reported_at_once_with_path_value_line_and_nearest_key(recipe_path):
