@@ -26,7 +26,8 @@ from parts import run
 
 from ammd.artifact import hash_file
 from ammd.export import stage as export_stage
-from ammd.export.schemes import Scheme, mix_of, needs_imatrix
+from ammd.export.optimum_exporter import missing_exporter
+from ammd.export.schemes import STANDARD_SCHEMES, Scheme, mix_of, needs_imatrix
 from ammd.export.settings import ExportSettings, ImatrixSettings
 from ammd.runtime.artifact_ref import ArtifactRef
 from ammd.runtime.bench import measure_artifacts
@@ -104,7 +105,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("export-work"))
     parser.add_argument("--texts-compared", type=int, default=16)
     schemes = [scheme.value for scheme in Scheme if scheme is not Scheme.GGUF_MIXED]
-    parser.add_argument("--schemes", nargs="+", choices=schemes, default=schemes)
+    made_here = [scheme for scheme in schemes if scheme not in STANDARD_SCHEMES or not missing_exporter()]
+    parser.add_argument("--schemes", nargs="+", choices=schemes, default=made_here)
     return parser.parse_args()
 
 

@@ -204,6 +204,23 @@ def test_smaller_models_are_further_from_transformers_in_their_order(
 
 
 @needs_optimum
+def test_a_float16_cache_goes_on_where_it_was_left(
+    exported: Callable[[str], tuple[Any, Path]], tmp_path: Path
+) -> None:
+    model, folder = exported("qwen 3")
+    half = load_graph(folder / GRAPH)
+    half_weights.halve_weights(half.graph)
+    save_graph(half, tmp_path)
+    _, past = _logits(tmp_path / GRAPH, IDS[:, :4])
+    rest, present = _logits(tmp_path / GRAPH, IDS[:, 4:], past=past)
+    assert {array.dtype for array in present} == {np.dtype(np.float16)}
+    assert np.array_equal(present[0][:, :, :4], past[0])
+    assert rest.dtype == np.float32
+    # 11 bits of mantissa, some dozen roundings one after another
+    assert np.abs(rest - _torch_logits(model)[:, 4:]).max() < 12 * 2.0**-11 * np.abs(rest).max()
+
+
+@needs_optimum
 def test_int8_is_what_onnxruntimes_own_tool_makes(
     exported: Callable[[str], tuple[Any, Path]], tmp_path: Path
 ) -> None:
@@ -269,6 +286,7 @@ def test_products_with_outliers_are_computed_in_float32(
         OnnxSettings(head="int4", sensitive_layers="int4", symmetric=True, accuracy_level=1),
         OnnxSettings(head="int4"),
         OnnxSettings(algorithm="k_quant", block_size=32),
+        OnnxSettings(block_size=128, symmetric=True),  # rows of half a block
     ],
 )
 def test_settings_of_int4_reach_the_graph_and_its_lookup_reads_the_head(
@@ -394,6 +412,33 @@ def test_the_rotary_embedding_of_transformers_5_is_spelled_for_4(
     config: dict[str, Any], wanted: dict[str, Any]
 ) -> None:
     assert standard_exporter.rope_arguments(config) == wanted
+
+
+@needs_optimum
+def test_a_checkpoint_of_transformers_5_keeps_its_rotary_embedding(
+    exported: Callable[[str], tuple[Any, Path]], tmp_path: Path
+) -> None:
+    model, folder = exported("llama")
+    checkpoint = Path(shutil.copytree(folder.parent / "checkpoint", tmp_path / "checkpoint"))
+    rope = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    }
+    config = json.loads((checkpoint / "config.json").read_text())
+    del config["rope_theta"], config["rope_scaling"]
+    new = config | {"rope_parameters": rope | {"rope_theta": 50.0}}
+    (checkpoint / "config.json").write_text(json.dumps(new))
+    (tmp_path / "trace").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's
+        standard_exporter.main([str(tmp_path / name) for name in ("checkpoint", "trace", "float32")])
+    found, _ = _logits(tmp_path / "float32" / GRAPH, IDS)
+    same = _model("Llama", {"rope_theta": 50.0, "rope_scaling": rope})
+    assert np.abs(found - _torch_logits(same)).max() < 1e-4  # float32, summed in another order
+    assert np.abs(found - _torch_logits(model)).max() > 0.1
 
 
 def test_a_rotary_embedding_for_each_kind_of_layer_is_refused() -> None:
