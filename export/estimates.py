@@ -88,7 +88,7 @@ def check_memory(facts: CheckpointFacts, settings: ExportSettings) -> None:
     if free < need:
         raise ExportError(
             f"the export needs about {need / 2**20:.0f} MiB of memory, {free / 2**20:.0f} MiB are available",
-            hint="close other programs, or leave out `gguf-mixed`, `imatrix` and `onnx-standard`, which run the whole model",
+            hint="close other programs, or leave out `gguf-mixed`, `imatrix`, `onnx-standard`: they run the model",
             expected=need,
             found=free,
         )

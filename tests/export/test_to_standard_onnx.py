@@ -122,11 +122,11 @@ def _kl(wanted: Any, found: Any) -> float:
 
 
 @needs_optimum
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_logits_are_those_of_transformers_whole_and_step_by_step(
-    exported: Callable[[str], tuple[Any, Path]], family: str
+    exported: Callable[[str], tuple[Any, Path]], name: str
 ) -> None:
-    model, folder = exported(family)
+    model, folder = exported(name)
     wanted = _torch_logits(model)
     whole, _ = _logits(folder / GRAPH, IDS)
     assert np.abs(whole - wanted).max() < 1e-4  # float32, summed in another order
@@ -140,11 +140,11 @@ def test_logits_are_those_of_transformers_whole_and_step_by_step(
 
 
 @needs_optimum
-@pytest.mark.parametrize(("family", "copies"), [("llama", 1), ("llama, untied", 2)])
+@pytest.mark.parametrize(("name", "copies"), [("llama", 1), ("llama, untied", 2)])
 def test_a_tied_embedding_is_stored_once(
-    exported: Callable[[str], tuple[Any, Path]], family: str, copies: int
+    exported: Callable[[str], tuple[Any, Path]], name: str, copies: int
 ) -> None:
-    model, folder = exported(family)
+    model, folder = exported(name)
     matrices = sum(
         parameter.numel() for name, parameter in model.named_parameters() if parameter.ndim == 2
     )  # a tied one comes once
@@ -181,11 +181,11 @@ def test_weights_have_the_checkpoints_names_and_nothing_tells_of_the_trace(
 
 
 @needs_optimum
-@pytest.mark.parametrize("family", ["llama", "llama, untied", "qwen 3"])
+@pytest.mark.parametrize("name", ["llama", "llama, untied", "qwen 3"])
 def test_smaller_models_are_further_from_transformers_in_their_order(
-    exported: Callable[[str], tuple[Any, Path]], tmp_path: Path, family: str
+    exported: Callable[[str], tuple[Any, Path]], tmp_path: Path, name: str
 ) -> None:
-    model, folder = exported(family)
+    model, folder = exported(name)
     wanted = _torch_logits(model)
     half, eight = load_graph(folder / GRAPH), load_graph(folder / GRAPH)
     half_weights.halve_weights(half.graph)
@@ -379,8 +379,10 @@ def test_the_stage_makes_a_whole_folder_and_the_same_bytes_again(
     ]
     assert (folder / "model.ort").read_bytes().count(head.raw_data) == 1
     (folder / "model.ort").unlink()  # onnxruntime writes a table of it in the order of random hashes
-    write_standard_onnx(tiny_checkpoint, tmp_path / "b", precision="int4")
-    assert list_files(tmp_path / "b") == list_files(folder)
+    (tmp_path / "b").mkdir()
+    plain = ExportSettings(schemes=(Scheme.ONNX_STANDARD_INT4,))
+    run(ExportInputs(checkpoint=tiny_checkpoint), plain, tmp_path / "b")
+    assert list_files(tmp_path / "b" / folder.name) == list_files(folder)
 
 
 @needs_optimum
