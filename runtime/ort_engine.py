@@ -143,8 +143,17 @@ class OrtEngine:
         self._start(token_ids)
         if start:
             self._read(token_ids[:start])
-        for first in range(start, len(token_ids), self._rows):
-            yield self._append(token_ids[first : first + self._rows])
+        first = start
+        while first < len(token_ids):
+            chunk = token_ids[first : first + self._rows]
+            rows = self._append(chunk)
+            if len(rows) < len(chunk):  # it keeps the last position without declaring so: start again
+                self._rows, self._length = 1, 0
+                if first:
+                    self._read(token_ids[:first])
+                continue
+            yield rows
+            first += len(chunk)
 
     def close(self) -> None:
         """Release the model."""

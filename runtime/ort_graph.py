@@ -68,6 +68,8 @@ def read_graph(session: Any, folder: OnnxFolder) -> Graph:
     flat = [name for name in past if len(inputs[name].shape) != 4]
     if flat:
         raise _refusal(folder, f"has `{flat[0]}` with {len(inputs[flat[0]].shape)} dimensions instead of 4")
+    if len(outputs[LOGITS].shape) != 3:
+        raise _refusal(folder, f"has `{LOGITS}` with {len(outputs[LOGITS].shape)} dimensions instead of 3")
     _check_vocabulary(outputs[LOGITS].shape, folder)
     types = {_type_of(inputs[name], _FLOATS, folder) for name in past}
     if len(types) > 1:

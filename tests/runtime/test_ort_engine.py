@@ -163,8 +163,9 @@ def test_standard_cache_is_handed_over(standard: Path) -> None:
         assert {tuple(value.shape()) for name, value in fed.items() if "past" in name} == {(1, 2, 5, 16)}
 
 
+@pytest.mark.parametrize("declared", [True, False])
 def test_graph_that_keeps_the_last_position_is_asked_token_by_token(
-    standard: Path, looking: Path, make_standard_onnx: Callable[..., Path], tmp_path: Path
+    standard: Path, looking: Path, make_standard_onnx: Callable[..., Path], tmp_path: Path, declared: bool
 ) -> None:
     def prune(model: Any) -> None:
         from onnx import helper, numpy_helper
@@ -176,7 +177,8 @@ def test_graph_that_keeps_the_last_position_is_asked_token_by_token(
         cast.input[0] = "row"
         model.graph.node.remove(cast)
         model.graph.node.append(cast)
-        model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
+        if declared:
+            model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
 
     path = make_standard_onnx(looking, tmp_path / "onnx", change=prune)
     with (
@@ -376,6 +378,16 @@ def _no_present(model: Any) -> None:
     model.graph.output.remove(next(entry for entry in model.graph.output if entry.name == "present.2.value"))
 
 
+def _flat_logits(model: Any) -> None:
+    from onnx import helper, numpy_helper
+
+    cast = next(node for node in model.graph.node if node.output[0] == "logits")
+    cast.output[0] = "all_logits"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 268]), "flat"))
+    model.graph.node.append(helper.make_node("Reshape", ["all_logits", "flat"], ["logits"]))
+    del model.graph.output[0].type.tensor_type.shape.dim[0]
+
+
 def _no_cache(model: Any) -> None:
     from onnx import numpy_helper
 
@@ -392,6 +404,7 @@ def _no_cache(model: Any) -> None:
         (_extra_input, r"has inputs that are not known here: token_type_ids"),
         (_integer_cache, r"has `past_key_values\.1\.key` as tensor\(int8\); known are tensor\(float\)"),
         (_no_present, r"has no `present\.2\.value`"),
+        (_flat_logits, r"has `logits` with 2 dimensions instead of 3"),
         (_no_cache, r"takes no past_key_values"),
     ],
 )
