@@ -80,7 +80,7 @@ def decode_batch(
     states: torch.Tensor | None = None
     for step in range(max_new_tokens):
         read = [
-            one.base_model(
+            one.get_decoder()(
                 input_ids=token_ids,
                 attention_mask=mask,
                 position_ids=position,

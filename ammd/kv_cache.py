@@ -91,7 +91,7 @@ def run_shared(
     """
     name = cache_argument(model)
     cache = DynamicCache(config=model.config) if cache is None else cache
-    model.base_model(input_ids=token_ids, use_cache=True, **{name: cache})
+    model.get_decoder()(input_ids=token_ids, use_cache=True, **{name: cache})
     cache.batch_repeat_interleave(rows)
     return {name: cache}
 

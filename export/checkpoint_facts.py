@@ -43,7 +43,8 @@ def read_checkpoint_facts(folder: Path) -> CheckpointFacts:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         read_json(folder / name)
     tensors = _tensors(folder)
-    tied = bool(config.get("tie_word_embeddings", False))
+    # Left out where a family ties by default, as in Gemma's and SmolLM3's own.
+    tied = bool(config.get("tie_word_embeddings", "lm_head.weight" not in tensors))
     if tied and "lm_head.weight" in tensors:
         raise ExportError(
             f"`{folder}` says `tie_word_embeddings` but stores `lm_head.weight` as well",

@@ -52,13 +52,31 @@ def read_model_file(path: Path) -> ModelFile:
 
 
 def checkpoint_facts(folder: Path) -> dict[str, Any]:
-    """Return vocabulary, context and tie of a checkpoint, as its configuration has them."""
+    """Return vocabulary, context and tie of a checkpoint, as its configuration has them.
+
+    Raises:
+        ArtifactError: Its configuration or its weights cannot be read.
+    """
     config = read_json(folder / "config.json")
     return {
         "vocab_size": config.get("vocab_size"),
         "context_tokens": config.get("max_position_embeddings"),
-        "tied_head": bool(config.get("tie_word_embeddings", False)),
+        "tied_head": bool(config.get("tie_word_embeddings", _has_no_head(folder))),
     }
+
+
+def _has_no_head(folder: Path) -> bool:
+    """Tell whether the weights are there without a head: a family that ties by default leaves its word for it out."""
+    from safetensors import SafetensorError, safe_open
+
+    names: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, framework="numpy") as tensors:
+                names.update(tensors.keys())
+        except (OSError, SafetensorError) as exc:
+            raise ArtifactError(f"`{path}` is damaged: {exc}", path=str(path)) from exc
+    return bool(names) and "lm_head.weight" not in names
 
 
 def _gguf_facts(path: Path) -> dict[str, Any]:

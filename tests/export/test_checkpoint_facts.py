@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ammd.errors import ArtifactError, ExportError
 from ammd.export.checkpoint_facts import read_checkpoint_facts
+from ammd.runtime.model_file import checkpoint_facts
 
 
 @pytest.fixture
@@ -24,6 +26,18 @@ def test_facts_agree_with_the_loaded_model(tiny_checkpoint: Path) -> None:
     assert facts.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert facts.embedding_weights == model.get_input_embeddings().weight.numel()
     assert facts.tied_head
+
+
+def test_a_tie_that_the_configuration_leaves_out_is_seen_in_the_weights(
+    checkpoint: Path, build_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    untied = build_checkpoint(tmp_path / "untied", layers=1, tied=False)
+    for folder, tied in ((checkpoint, True), (untied, False)):
+        config = json.loads((folder / "config.json").read_text())
+        del config["tie_word_embeddings"]
+        (folder / "config.json").write_text(json.dumps(config))
+        assert read_checkpoint_facts(folder).tied_head is tied
+        assert checkpoint_facts(folder)["tied_head"] is tied
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])

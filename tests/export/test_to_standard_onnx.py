@@ -28,7 +28,6 @@ from ammd.export.schemes import Scheme
 from ammd.export.settings import ExportSettings, OnnxSettings
 from ammd.export.stage import ExportInputs, run
 from ammd.export.standard_graph import GRAPH, WEIGHTS, initializers, load_graph, save_graph, weight_products
-from ammd.export.to_standard_onnx import write_standard_onnx
 
 needs_optimum = pytest.mark.skipif(
     missing_exporter() is not None, reason="optimum is not installed, or not for this transformers"
