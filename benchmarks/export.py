@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import Cells
-from document import kept, publish
+from document import kept, publish, revision
 from parts import run
 
 from ammd.artifact import hash_file
@@ -50,9 +50,13 @@ def main() -> None:
     names = {f"{scheme.value}{'+imatrix' if matrix else ''}": (scheme, matrix) for scheme, matrix in wanted}
     found = cells.compute(names, lambda name: measure(arguments, *names[name]))
     rows = [{"model": arguments.name} | found[name] for name in names]
-    texts = {"texts": hash_file(arguments.texts), "heldout": hash_file(arguments.heldout)}
+    facts = {
+        "revision": revision(),
+        "texts": hash_file(arguments.texts),
+        "heldout": hash_file(arguments.heldout),
+    }
     others, settings = kept("export", "model", arguments.name)
-    publish("export", others + rows, settings=settings | {arguments.name: texts})
+    publish("export", others + rows, settings=settings | {arguments.name: facts})
 
 
 def measure(arguments: argparse.Namespace, scheme: Scheme, with_imatrix: bool) -> dict[str, Any]:

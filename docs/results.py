@@ -139,9 +139,8 @@ def export_part(document: Mapping[str, Any]) -> Iterable[str]:
     yield "## What each file costs and loses"
     yield (
         "`python benchmarks/export.py`; KL, top-1 agreement and perplexity against the checkpoint on held-out text,\n"
-        f"decoding and making on {machine['cores']} cores of {machine['cpu']}, revision "
-        f"{str(document['revision'])[:7]}. Fallbacks are tensors that\nllama.cpp stores in a larger type than was "
-        "meant, because its blocks do not fit their rows."
+        f"decoding and making on {machine['cores']} cores of {machine['cpu']}. Fallbacks are tensors that llama.cpp\n"
+        "stores in a larger type than was meant, because its blocks do not fit their rows."
     )
     head = [
         "scheme",
@@ -155,7 +154,7 @@ def export_part(document: Mapping[str, Any]) -> Iterable[str]:
     ]
     head += ["decode, tokens/s", "made in, s", "peak, MB"]
     for model in dict.fromkeys(row["model"] for row in document["rows"]):
-        yield f"**{model}**"
+        yield f"**{model}**, revision {document['settings'][model]['revision'][:7]}"
         lines = [head, ["---"] * len(head)]
         for row in document["rows"]:
             if row["model"] == model:
