@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ammd.export import gguf_converter
+from ammd.export import gguf_converter, to_onnx
 from ammd.export.quantize_gguf import quantize_gguf
 from ammd.export.to_gguf import write_gguf
 from ammd.export.to_onnx import write_onnx
@@ -26,6 +26,10 @@ from ammd.runtime.engine import open_engine
 from ammd.runtime.settings import VerifySettings
 from ammd.runtime.verify import VerifyInputs, measure_files
 
+needs_new_builder = pytest.mark.skipif(
+    to_onnx._release("onnxruntime-genai") < to_onnx._FIRST_WITH_NEW_OPTIONS,
+    reason="older builders let each sixth layer of Gemma 3 see the whole text and no other",
+)
 SMALL = VerifySettings(texts=4, greedy_prompts=2, greedy_tokens=12)
 
 
@@ -92,7 +96,7 @@ def test_a_family_goes_to_gguf_and_onnx_and_passes_the_proofs(
     [
         ("mistral", {"sliding_window": 8}),
         ("smollm 3", {"no_rope_layers": [1, 0, 1, 1]}),
-        (
+        pytest.param(
             "gemma 3",
             {
                 "hidden_size": 128,  # whose root is no short decimal
@@ -103,6 +107,7 @@ def test_a_family_goes_to_gguf_and_onnx_and_passes_the_proofs(
                     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
                 },
             },
+            marks=needs_new_builder,
         ),
     ],
 )
