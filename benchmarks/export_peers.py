@@ -39,6 +39,7 @@ from ammd.export.quantize_gguf import quantize_gguf
 from ammd.export.settings import OnnxSettings
 from ammd.export.to_gguf import write_gguf
 from ammd.export.to_onnx import builder_options, write_onnx
+from ammd.export.to_standard_onnx import write_standard_onnx
 from ammd.machine import available_cores
 from ammd.runtime.artifact_ref import ArtifactRef
 from ammd.runtime.settings import VerifySettings
@@ -194,9 +195,25 @@ def genai_pairs(checkpoint: Path) -> list[Pair]:
     ]
 
 
+def optimum_pairs(checkpoint: Path) -> list[Pair]:
+    """Return what optimum's command line makes."""
+
+    def ours(folder: Path) -> Path:
+        write_standard_onnx(checkpoint, folder / "onnx")
+        return folder / "onnx"
+
+    def theirs(folder: Path) -> Path:
+        command = [Path(sys.executable).parent / "optimum-cli", "export", "onnx", "--model", checkpoint]
+        run_command([*command, "--task", "text-generation-with-past", folder / "onnx"])
+        return folder / "onnx"
+
+    return [Pair(peer="optimum", scheme="onnx-standard-fp32", ours=ours, theirs=theirs)]
+
+
 PAIRS: dict[str, Callable[[Path], list[Pair]]] = {
     "llama.cpp": llama_cpp_pairs,
     "onnxruntime-genai": genai_pairs,
+    "optimum": optimum_pairs,
 }
 
 
