@@ -2,8 +2,8 @@
 
 Before it quantizes, the builder writes the whole float32 graph into one message in memory, beside the checkpoint that
 it came from; here the graph goes to a folder, the checkpoint is let go of, and one matrix after another is read back.
-And ONNX Runtime's rounding, which keeps float64 copies of what it rounds, is given a matrix in pieces: its blocks do
-not meet.
+ONNX Runtime's rounding, which keeps float64 copies of what it rounds, is given a matrix in pieces: its blocks do not
+meet. And what it has rounded goes to the folder too, until the builder writes its file.
 """
 
 from __future__ import annotations
@@ -41,11 +41,14 @@ def quantize_from_disk(model_class: Any, scratch: Path) -> None:
     setattr(model_class, name, from_disk)
 
 
-def round_in_pieces(rounding: Any) -> None:
-    """Let ONNX Runtime's module for rounding do so."""
+def round_in_pieces(rounding: Any, scratch: Path) -> None:
+    """Let ONNX Runtime's module for rounding do so, and keep what it makes in a file."""
     for name in _ROUNDING:
         if hasattr(rounding, name):
             setattr(rounding, name, _in_pieces(getattr(rounding, name)))
+    rounding.make_matmul_weight_only_node = _kept_in(
+        scratch / "rounded.onnx.data", rounding.make_matmul_weight_only_node
+    )
 
 
 def _in_pieces(rounds: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,3 +73,24 @@ def _in_pieces(rounds: Callable[..., Any]) -> Callable[..., Any]:
         return quantized, scale, zero_point
 
     return in_pieces
+
+
+def _kept_in(path: Path, makes: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the same function, whose tensors are in `path` instead of in memory."""
+
+    @functools.wraps(makes)
+    def kept(*arguments: Any, **options: Any) -> Any:
+        from onnx import TensorProto
+
+        node, tensors = makes(*arguments, **options)
+        with path.open("ab") as target:
+            for tensor in tensors:
+                place = {"location": path.name, "offset": target.tell(), "length": len(tensor.raw_data)}
+                target.write(tensor.raw_data)
+                tensor.ClearField("raw_data")
+                tensor.data_location = TensorProto.EXTERNAL
+                for key, value in place.items():
+                    tensor.external_data.add(key=key, value=str(value))
+        return node, tensors
+
+    return kept

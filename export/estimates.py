@@ -30,11 +30,7 @@ _DISK_BYTES_PER_WEIGHT = {
 }
 _QUANTIZED_BYTES_PER_WEIGHT = 1.07  # Q8_0, which stands in for types that do not fit
 _TOKENIZER_BYTES = 16 << 20  # vocabulary and merges, in each file
-_ONNX_SCRATCH_BYTES_PER_WEIGHT = 4.0  # the float32 graph, while it is quantized
-_ONNX_HELD_BYTES_PER_WEIGHT = {
-    Scheme.ONNX_INT8: 1.2,
-    Scheme.ONNX_INT4: 1.0,
-}  # quantized, all of it at the end
+_ONNX_SCRATCH_BYTES_PER_WEIGHT = 5.2  # the float32 graph and what is rounded, before the file is written
 _LIBRARIES_BYTES = 450 << 20  # torch, transformers and a tokenizer
 _FLOAT32_BYTES = 4
 _GGUF_COPIES, _ONNX_COPIES = 1.5, 3.0  # of the largest tensor, in float32
@@ -66,9 +62,8 @@ def memory_bytes(facts: CheckpointFacts, settings: ExportSettings) -> int:
     """Return the most that one step of the export takes."""
     largest = _FLOAT32_BYTES * facts.largest_matrix_weights
     steps = [_GGUF_COPIES * largest]
-    if onnx := set(settings.schemes) & set(ONNX_SCHEMES):
-        held = max(_ONNX_HELD_BYTES_PER_WEIGHT.get(scheme, 0.0) for scheme in onnx)
-        steps.append(_ONNX_COPIES * largest + held * facts.parameters)
+    if set(settings.schemes) & set(ONNX_SCHEMES):
+        steps.append(_ONNX_COPIES * largest)
     if set(settings.schemes) & set(STANDARD_SCHEMES):
         steps.append(_TRACE_BYTES_PER_WEIGHT * facts.parameters)
     if settings.imatrix is not None:

@@ -39,8 +39,10 @@ def main(arguments: Sequence[str]) -> None:
     _wrap(module["mistral"].MistralModel, "__init__", _with_windows)
     _wrap(module["smollm"].SmolLM3Model, "make_attention", _without_rope_where_said)
     _keep_rope_scaling(module["base"].Model, module["llama"].LlamaModel)
-    quantize_from_disk(module["base"].Model, Path(arguments[0]))
-    round_in_pieces(importlib.import_module("onnxruntime.quantization.neural_compressor.weight_only"))
+    scratch = Path(arguments[0])
+    quantize_from_disk(module["base"].Model, scratch)
+    rounding = importlib.import_module("onnxruntime.quantization.neural_compressor.weight_only")
+    round_in_pieces(rounding, scratch)
     sys.argv = [_BUILDER, *arguments[1:]]
     with released_mappings():
         runpy.run_module(_BUILDER, run_name="__main__")

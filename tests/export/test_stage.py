@@ -134,7 +134,7 @@ def test_files_and_memory_stay_below_the_estimates(smollm2_checkpoint: Path, tmp
     artifacts = _run(smollm2_checkpoint, tmp_path)
     facts = read_checkpoint_facts(smollm2_checkpoint)
     written = sum(entry["bytes"] for entry in artifacts)
-    scratch = 4 * facts.parameters  # of the ONNX builder, gone again
+    scratch = 5.2 * facts.parameters  # of the ONNX builder, gone again
     estimate = disk_bytes(facts, ExportSettings())
     assert written < estimate - scratch < 1.3 * written  # safe, and does not refuse work without need
     peak = max(entry["peak_rss_bytes"] for entry in artifacts)
