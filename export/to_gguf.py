@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ammd.errors import ExportError
 
@@ -22,6 +23,10 @@ from .llama_source import source_tree
 from .mapped_files import released_mappings
 from .misread import check_gguf
 from .swallowed_space import name_in_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def write_gguf(
@@ -60,13 +65,17 @@ def write_gguf(
 
 def _check_finite(path: Path) -> None:
     """Refuse weights beyond 65504: bfloat16 holds them, F16 turns them into infinity without a word."""
-    import numpy as np
-
     with released_mappings():
         for tensor in read_matrices(path):
-            if tensor.data.dtype.kind == "f" and not np.isfinite(tensor.data).all():
+            if tensor.data.dtype.kind == "f" and not _is_finite(tensor.data):
                 raise ExportError(
                     f"tensor `{tensor.name}` holds a weight that F16 cannot (beyond 65504, or not a number)",
                     hint="such weights mean that training diverged; export an earlier checkpoint",
                     tensor=str(tensor.name),
                 )
+
+
+def _is_finite(weights: NDArray[np.floating]) -> bool:
+    """Tell whether all are finite, by their bits: numpy's own test takes three times as long on float16."""
+    exponent = {2: 0x7C00, 4: 0x7F800000}[weights.itemsize]  # all ones: infinite or not a number
+    return not bool(((weights.view(f"u{weights.itemsize}") & exponent) == exponent).any())

@@ -230,3 +230,12 @@ def test_smollm2s_tokenizer_is_recognised(smollm2_checkpoint: Path, tmp_path: Pa
     fields = GGUFReader(tmp_path / "smollm2.gguf").fields
     assert fields["tokenizer.ggml.pre"].contents() == "smollm"
     assert not fields["tokenizer.ggml.add_bos_token"].contents()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_what_is_not_finite_is_seen_by_its_bits(dtype: type[np.floating]) -> None:
+    largest = np.finfo(dtype).max
+    sound = np.array([0.0, -0.0, 1.0, -largest, largest, np.finfo(dtype).tiny], dtype)
+    assert to_gguf._is_finite(sound)
+    for bad in (np.inf, -np.inf, np.nan):
+        assert not to_gguf._is_finite(np.append(sound, np.array(bad, dtype)))
