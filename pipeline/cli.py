@@ -17,10 +17,8 @@ import ammd
 from ammd.errors import AmmdError
 
 from .cli_files import FILES
-from .cli_options import Screen, examples
+from .cli_options import INTERRUPTED, Screen, examples
 from .cli_runs import LOOKING, PATH
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import click
 
 from ammd.runtime.artifact_ref import EngineKind
 
-from .cli_options import emit, engine_option, examples, json_option, screen_options, set_option
+from .cli_options import INTERRUPTED, emit, engine_option, examples, json_option, screen_options, set_option
 
 _PATH = click.Path(path_type=Path)
 
@@ -193,11 +193,24 @@ def bench(files: tuple[Path, ...], engine: str | None, overrides: tuple[str, ...
 @click.option("--system", help="System message that opens the conversation.")
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
 @click.option(
+    "--stop",
+    multiple=True,
+    metavar="TEXT",
+    help="End the answer before this text; may be repeated.  [default: only at the model's own end tokens]",
+)
+@click.option(
     "--temperature",
     type=click.FloatRange(0),
     default=0.0,
     show_default=True,
-    help="0 takes the likeliest token.",
+    help="0 takes the likeliest token; the next three say nothing then.",
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Draw from this many likeliest tokens; 0 from all.",
 )
 @click.option(
     "--top-p",
@@ -206,7 +219,30 @@ def bench(files: tuple[Path, ...], engine: str | None, overrides: tuple[str, ...
     show_default=True,
     help="Draw from the likeliest tokens that hold this much probability.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
+@click.option(
+    "--min-p",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Draw from tokens at least this likely, as a share of the likeliest one's probability.",
+)
+@click.option(
+    "--repetition-penalty",
+    type=click.FloatRange(0.01, 100),
+    default=1.0,
+    show_default=True,
+    help="Of all tokens in the conversation so far; above 1 they become less likely.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws, for each answer."
+)
+@click.option(
+    "--context-tokens",
+    type=click.IntRange(1),
+    default=2048,
+    show_default=True,
+    help="Longest conversation; beyond it the oldest exchanges are dropped.",
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 @engine_option
 @screen_options
@@ -215,30 +251,51 @@ def chat(
     prompt: str | None,
     system: str | None,
     max_tokens: int,
+    stop: tuple[str, ...],
     temperature: float,
+    top_k: int,
     top_p: float,
+    min_p: float,
+    repetition_penalty: float,
     seed: int,
+    context_tokens: int,
     threads: int | None,
     engine: str | None,
 ) -> None:
     """Talk to ARTIFACT, streaming.
 
-    ARTIFACT is a GGUF file, an ONNX folder or a checkpoint folder.
+    ARTIFACT is a GGUF file, an ONNX folder or a checkpoint folder. Ctrl-C ends an answer and keeps what was said;
+    at the prompt it ends the chat. Penalty, temperature, top-k, top-p and min-p apply in this order, alike in
+    every engine.
     """
     from ammd.runtime.chat import chat as talk
-    from ammd.runtime.generate import Sampling
+    from ammd.runtime.generate import Ends
+    from ammd.runtime.sampling import Sampling
 
-    talk(
-        artifact,
-        prompt=prompt,
-        turns=sys.stdin,
-        out=sys.stdout,
-        sampling=Sampling(max_new_tokens=max_tokens, temperature=temperature, top_p=top_p),
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
         seed=seed,
-        system=system,
-        threads=threads,
-        engine=EngineKind(engine) if engine else None,
     )
+    try:
+        talk(
+            artifact,
+            prompt=prompt,
+            turns=sys.stdin,
+            out=sys.stdout,
+            sampling=sampling,
+            ends=Ends(max_new_tokens=max_tokens, stop_strings=stop),
+            system=system,
+            context_tokens=context_tokens,
+            threads=threads,
+            engine=EngineKind(engine) if engine else None,
+        )
+    except KeyboardInterrupt:  # caught here: no run is waiting to be continued
+        click.echo("interrupted", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
 
 
 FILES = (export, verify, evaluate, bench, chat)

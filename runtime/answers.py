@@ -141,12 +141,10 @@ def _compare_with_teacher(
 
 def _greedy(engine: Engine, prompt_ids: Sequence[int], limit: int) -> list[int]:
     """Return the likeliest response, end token included where the file gave one."""
-    import numpy as np
+    from .generate import Ends, generate
+    from .sampling import Sampling
 
-    from .generate import Sampling, generate
-
-    sampling = Sampling(max_new_tokens=limit)
-    pieces = generate(engine, prompt_ids, sampling=sampling, generator=np.random.default_rng(0))
+    pieces = generate(engine, prompt_ids, sampling=Sampling(), ends=Ends(max_new_tokens=limit))
     return [piece.token_id for piece in pieces]
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from ammd.machine import available_cores
 
 from .artifact_ref import EngineKind
-from .engine import Engine, open_engine
-from .generate import Sampling, generate
-
-if TYPE_CHECKING:
-    import numpy as np
+from .conversation import Conversation
+from .engine import open_engine
+from .generate import Ends, FinishReason
+from .sampling import Sampling
 
 CONTEXT_TOKENS = 2048
 _PROMPT_MARK = "> "
+_log = logging.getLogger(__name__)
 
 
 def chat(
@@ -26,7 +28,7 @@ def chat(
     turns: Iterable[str],
     out: TextIO,
     sampling: Sampling,
-    seed: int = 0,
+    ends: Ends,
     system: str | None = None,
     context_tokens: int = CONTEXT_TOKENS,
     threads: int | None = None,
@@ -35,7 +37,8 @@ def chat(
     """Answer `prompt`, or each of `turns` until they end, streaming text to `out`.
 
     Ctrl-C during an answer keeps what has been said so far and goes on with the next turn; with `prompt`
-    the text so far stays on screen and the interrupt is passed on.
+    the text so far stays on screen and the interrupt is passed on, as it is while a turn is awaited. Why an
+    answer is over is logged where it was no end token.
 
     Args:
         path: A GGUF, an ONNX folder or a checkpoint folder.
@@ -43,67 +46,44 @@ def chat(
         turns: The user's messages, one a line (standard input, say).
         out: Where the answers go, piece by piece.
         sampling: How tokens are chosen.
-        seed: Seed of the sampling.
+        ends: Where an answer ends.
         system: System message that opens the conversation.
-        context_tokens: Longest conversation.
+        context_tokens: Longest conversation; its oldest exchanges are dropped beyond that.
         threads: CPU threads; None for all cores that this process may use.
         engine: The engine; None for the one that the form of `path` calls for.
 
     Raises:
         ArtifactError: No engine knows what is at `path`.
-        EngineError: The model cannot be loaded or run in `engine`, or the conversation no longer fits into the context.
+        EngineError: The model cannot be loaded or run in `engine`, or one turn alone does not fit into the context.
+        KeyboardInterrupt: Ctrl-C outside an answer, or in the answer to `prompt`.
     """
-    import numpy as np
-
-    opening = [{"role": "system", "content": system}] if system is not None else []
-    generator = np.random.default_rng(seed)
     with open_engine(
         path, threads=threads or available_cores(), context_tokens=context_tokens, kind=engine
     ) as opened:
-        if prompt is not None:
-            messages = [*opening, {"role": "user", "content": prompt}]
-            for text in _answer(opened, messages, sampling, generator):
-                _say(out, text)
-            _say(out, "\n")
-            return
-        _converse(opened, opening, turns, out=out, sampling=sampling, generator=generator)
+        conversation = Conversation(opened, system=system, sampling=sampling, ends=ends)
+        if prompt is None:
+            _converse(conversation, turns, out)
+        elif _answer(conversation, prompt, out) is FinishReason.CANCELLED:
+            raise KeyboardInterrupt
 
 
-def _converse(
-    engine: Engine,
-    history: list[dict[str, str]],
-    turns: Iterable[str],
-    *,
-    out: TextIO,
-    sampling: Sampling,
-    generator: np.random.Generator,
-) -> None:
+def _converse(conversation: Conversation, turns: Iterable[str], out: TextIO) -> None:
     _say(out, _PROMPT_MARK)
-    for turn in turns:
-        if turn.strip():
-            history.append({"role": "user", "content": turn.strip()})
-            said: list[str] = []
-            try:
-                for text in _answer(engine, history, sampling, generator):
-                    said.append(text)
-                    _say(out, text)
-            except KeyboardInterrupt:
-                _say(out, " ...")
-            history.append({"role": "assistant", "content": "".join(said)})
-            _say(out, "\n")
-        _say(out, _PROMPT_MARK)
-    _say(out, "\n")
+    try:
+        for turn in turns:
+            if turn.strip():
+                _answer(conversation, turn.strip(), out)
+            _say(out, _PROMPT_MARK)
+    finally:  # what is said of an error or an interrupt begins a line
+        _say(out, "\n")
 
 
-def _answer(
-    engine: Engine,
-    messages: Sequence[Mapping[str, str]],
-    sampling: Sampling,
-    generator: np.random.Generator,
-) -> Iterator[str]:
-    prompt_ids = engine.tokenize(engine.render_chat(messages))
-    for piece in generate(engine, prompt_ids, sampling=sampling, generator=generator):
-        yield piece.text
+def _answer(conversation: Conversation, question: str, out: TextIO) -> FinishReason:
+    reason = conversation.ask(question, show=partial(_say, out))
+    _say(out, " ...\n" if reason is FinishReason.CANCELLED else "\n")
+    if reason is not FinishReason.END_TOKEN:
+        _log.info("the answer is over: %s", reason.value)
+    return reason
 
 
 def _say(out: TextIO, text: str) -> None:

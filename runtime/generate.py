@@ -1,7 +1,7 @@
-"""Stream a response from any engine: greedy, or sampled with temperature and top-p from a seed.
+"""Stream a response from any engine, and say why it is over.
 
-Sampling is numpy on the engine's logits. The likeliest tokens are found by partition before anything is
-sorted: a full sort of 49,152 numbers at each token would cost as much as a small model's layer.
+The engine gives logits, `sampling` chooses from them, and the text goes through the stop strings to the reader. An
+interrupt is passed on: what was given until then is the text so far, and the reader knows that it was cut.
 """
 
 from __future__ import annotations
@@ -9,47 +9,41 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from ammd.errors import EngineError, RecipeError
 
 from .engine import Engine
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from .engine import Logits
-
-_LIKELY_TOKENS = 256  # searched first for the top-p set
+from .sampling import Sampler, Sampling
+from .stop_strings import StopStrings
 
 
 class FinishReason(Enum):
     """Why a response is over."""
 
     END_TOKEN = "end token"
+    STOP_STRING = "stop string"
     LENGTH = "length"
+    CONTEXT_FULL = "context full"
+    CANCELLED = "cancelled"  # by whoever reads the pieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How a response is drawn."""
+class Ends:
+    """Where a response ends, besides at an end token."""
 
     max_new_tokens: int = 256
-    temperature: float = 0.0  # 0 takes the likeliest token
-    top_p: float = 1.0  # smallest set of likeliest tokens that holds this much probability
+    stop_strings: tuple[str, ...] = ()  # in the text as it is read: special tokens are not part of it
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning.
 
         Raises:
-            RecipeError: A value is out of range.
+            RecipeError: No token may be said, or a stop string is empty.
         """
-        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise RecipeError(
-                f"cannot sample {self.max_new_tokens} tokens at temperature {self.temperature}, "
-                f"top-p {self.top_p}",
-                hint="tokens >= 1, temperature >= 0, 0 < top-p <= 1",
-            )
+        if self.max_new_tokens < 1:
+            raise RecipeError(f"cannot answer in `{self.max_new_tokens}` tokens", hint="at least 1")
+        if "" in self.stop_strings:
+            raise RecipeError("a stop string is empty", hint="at least one character")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,25 +51,24 @@ class Piece:
     """One token of a response."""
 
     token_id: int
-    text: str  # what became readable with this token; may be empty
+    text: str  # what may be shown with this token; may be empty
     finish_reason: FinishReason | None  # set on the last piece
 
 
-def generate(
-    engine: Engine, prompt_ids: Sequence[int], *, sampling: Sampling, generator: np.random.Generator
-) -> Iterator[Piece]:
+def generate(engine: Engine, prompt_ids: Sequence[int], *, sampling: Sampling, ends: Ends) -> Iterator[Piece]:
     """Give the response token by token.
 
-    It ends with an end token, after `max_new_tokens`, or when the context is full.
+    Text that may begin a stop string comes when it is known to be none, or with the last piece; the stop string
+    itself is never given. Prompts of any length that fits are taken: engines read them in chunks.
 
     Args:
         engine: The model.
         prompt_ids: Rendered chat or plain text as token ids.
-        sampling: How tokens are chosen.
-        generator: Source of randomness; not used at temperature 0.
+        sampling: How tokens are chosen; the same seed and logits give the same tokens in every engine.
+        ends: Where the response ends.
 
     Raises:
-        EngineError: The prompt leaves no room in the context.
+        EngineError: The prompt leaves no room in the context, or no token can be chosen from the logits.
     """
     room = engine.context_tokens - len(prompt_ids)
     if room < 1:
@@ -83,45 +76,23 @@ def generate(
             f"a prompt of {len(prompt_ids)} tokens leaves no room in a context of {engine.context_tokens}",
             hint="shorten the prompt or ask for a larger context",
         )
-    budget = min(sampling.max_new_tokens, room)
+    last = FinishReason.LENGTH if ends.max_new_tokens <= room else FinishReason.CONTEXT_FULL
+    budget = min(ends.max_new_tokens, room)
     readable = engine.text_stream()
+    stops = StopStrings(ends.stop_strings)
+    sampler = Sampler(sampling, prompt_ids=prompt_ids)
     logits = engine.prefill(prompt_ids)
     for count in range(1, budget + 1):
-        token = choose_token(logits, sampling=sampling, generator=generator)
+        token = sampler.choose(logits)
         if token in engine.end_token_ids:
-            yield Piece(token_id=token, text="", finish_reason=FinishReason.END_TOKEN)
+            yield Piece(token_id=token, text=stops.rest(), finish_reason=FinishReason.END_TOKEN)
             return
-        reason = FinishReason.LENGTH if count == budget else None
-        yield Piece(token_id=token, text=readable(token), finish_reason=reason)
-        if reason is None:
-            logits = engine.decode(token)
-
-
-def choose_token(logits: Logits, *, sampling: Sampling, generator: np.random.Generator) -> int:
-    """Return one token id drawn from float32 logits [V]."""
-    import numpy as np
-
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    scaled = logits.astype(np.float64) / sampling.temperature
-    probs = np.exp(scaled - scaled.max())
-    probs /= probs.sum()
-    ids = np.arange(len(probs)) if sampling.top_p == 1 else _nucleus(probs, sampling.top_p)
-    reached = probs[ids].cumsum()
-    place = np.searchsorted(reached, generator.random() * reached[-1], side="right")
-    return int(ids[min(place, len(ids) - 1)])  # rounding can reach the very end
-
-
-def _nucleus(probs: np.ndarray, top_p: float) -> np.ndarray:
-    """Return the ids of the smallest set of likeliest tokens whose probabilities reach `top_p`."""
-    import numpy as np
-
-    likely = min(_LIKELY_TOKENS, len(probs))
-    while True:
-        ids = np.argpartition(probs, -likely)[-likely:]
-        ids = ids[np.argsort(probs[ids])[::-1]]
-        reached = probs[ids].cumsum()
-        if reached[-1] >= top_p or likely == len(probs):
-            count = int(np.searchsorted(reached, top_p)) + 1
-            return ids[:count]
-        likely = len(probs)  # a flat distribution: rare, so sort it whole
+        text, stopped = stops.pass_on(readable(token))
+        if stopped:
+            yield Piece(token_id=token, text=text, finish_reason=FinishReason.STOP_STRING)
+            return
+        if count == budget:
+            yield Piece(token_id=token, text=text + stops.rest(), finish_reason=last)
+            return
+        yield Piece(token_id=token, text=text, finish_reason=None)
+        logits = engine.decode(token)

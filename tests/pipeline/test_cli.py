@@ -1,6 +1,7 @@
 """The command line as a user meets it: help, exit codes, one document on standard output."""
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -89,6 +90,9 @@ def test_help_of_no_command_is_cut_off(ammd):
         (["run", "none.toml"], "error: cannot read recipe `none.toml`"),
         (["bench", "x.gguf", "--set", "speed=1"], "error: `speed` = `1`: unknown key"),
         (["chat", "x.gguf", "--top-p", "2"], "error: Invalid value for '--top-p'"),
+        (["chat", "x.gguf", "--repetition-penalty", "0"], "error: Invalid value for '--repetition-penalty'"),
+        (["chat", "x.gguf", "--temperature", "inf"], "error: cannot sample with `temperature` = `inf`"),
+        (["chat", "x.gguf", "--stop", ""], "error: a stop string is empty"),
         (
             ["bench", "x.gguf", "--engine", "ggml"],
             "error: Invalid value for '--engine': 'ggml' is not one of",
@@ -119,6 +123,39 @@ def test_missing_files_exit_3(ammd, tmp_path, monkeypatch, arguments):
     assert (code, out) == (3, "")
     assert err.startswith("error: ")
     assert "Traceback" not in err
+
+
+def test_options_of_chat_reach_the_engine_and_standard_output_is_the_answer(
+    ammd, tiny_checkpoint, monkeypatch
+):
+    # One of another test has its stream closed.
+    monkeypatch.setattr(logging.getLogger("ammd"), "handlers", [])
+    chat = ("chat", tiny_checkpoint, "--prompt", "the thing", "--max-tokens", 12)
+    code, greedy, err = ammd(*chat)
+    assert (code, err) == (0, "the answer is over: length\n")
+    assert ammd(*chat, "--temperature", 5, "--top-k", 1, "--seed", 3)[1] == greedy
+    assert ammd(*chat, "--temperature", 5, "--top-p", 1e-9)[1] == greedy
+    assert ammd(*chat, "--temperature", 5, "--min-p", 1)[1] == greedy
+    assert ammd(*chat, "--repetition-penalty", 100)[1] != greedy
+    assert ammd(*chat, "--temperature", 5, "--seed", 1)[1] != ammd(*chat, "--temperature", 5, "--seed", 2)[1]
+    stop = greedy[-2]  # before the newline that ends the answer
+    code, out, err = ammd(*chat, "--stop", "never said", "--stop", stop)
+    assert (code, out, err) == (0, greedy[: greedy.index(stop)] + "\n", "the answer is over: stop string\n")
+
+
+def test_question_longer_than_the_context_exits_6(ammd, tiny_checkpoint):
+    code, _, err = ammd("chat", tiny_checkpoint, "--prompt", "the thing", "--context-tokens", 4)
+    assert code == 6
+    assert "leaves no room in a context of 4\nhint: " in err
+
+
+def test_interrupt_while_a_turn_is_awaited_exits_130_in_a_line_of_its_own(ammd, tiny_checkpoint, monkeypatch):
+    class Terminal:
+        def __iter__(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    assert ammd("chat", tiny_checkpoint) == (130, "> \n", "interrupted\n")
 
 
 def test_same_model_twice_is_refused(ammd, recipe_path):

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,14 @@ import pytest
 from ammd.errors import EngineError
 from ammd.runtime import chat as module
 from ammd.runtime.chat import chat
-from ammd.runtime.generate import Sampling
-
-SAMPLING = Sampling(max_new_tokens=20)
+from ammd.runtime.generate import Ends
+from ammd.runtime.sampling import Sampling
 
 
 def run(engine: object, monkeypatch: pytest.MonkeyPatch, **options: object) -> str:
     monkeypatch.setattr(module, "open_engine", lambda path, **settings: engine)
     out = io.StringIO()
-    values = {"prompt": None, "turns": [], "sampling": SAMPLING} | options
+    values = {"prompt": None, "turns": [], "sampling": Sampling(), "ends": Ends(max_new_tokens=20)} | options
     chat(Path("model"), out=out, **values)  # type: ignore[arg-type]
     return out.getvalue()
 
@@ -57,6 +57,28 @@ def test_interrupt_of_one_prompt_is_passed_on(make_engine: Callable, monkeypatch
 
     with pytest.raises(KeyboardInterrupt):
         run(make_engine(interrupted), monkeypatch, prompt="hi")
+
+
+def test_interrupt_while_a_turn_is_awaited_is_passed_on(
+    make_engine: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def turns() -> Iterator[str]:
+        yield "one"
+        raise KeyboardInterrupt
+
+    engine = make_engine(answer_ok, context_tokens=99)
+    with pytest.raises(KeyboardInterrupt):
+        run(engine, monkeypatch, turns=turns())
+    assert engine.closed
+
+
+def test_end_that_is_no_end_token_is_told(
+    saying: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="ammd")
+    assert run(saying("fine"), monkeypatch, prompt="hi", ends=Ends(max_new_tokens=2)) == "fi\n"
+    assert run(saying("fine"), monkeypatch, prompt="hi") == "fine\n"
+    assert [record.getMessage() for record in caplog.records] == ["the answer is over: length"]
 
 
 def test_conversation_longer_than_the_context_is_refused(

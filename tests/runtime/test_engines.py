@@ -13,6 +13,8 @@ import pytest
 from ammd.errors import EngineError
 from ammd.runtime.artifact_ref import EngineKind
 from ammd.runtime.engine import Engine, open_engine
+from ammd.runtime.generate import Ends, generate
+from ammd.runtime.sampling import Sampling
 from ammd.runtime.torch_engine import TorchEngine
 
 TEXT = "the 12 Ünï 中文 😀 <|im_start|>x"
@@ -64,6 +66,17 @@ def exact(tiny_checkpoint: Path) -> TorchEngine:
 
 def token_ids(count: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(0).integers(3, 260, size=count)]
+
+
+def test_same_seed_draws_the_same_answer_in_every_engine(engine: Engine, exact: TorchEngine) -> None:
+    sampling = Sampling(temperature=1.5, top_k=100, top_p=0.9, min_p=0.001, repetition_penalty=1.2, seed=5)
+
+    def answer(source: Engine) -> list[int]:
+        pieces = generate(source, token_ids(40), sampling=sampling, ends=Ends(max_new_tokens=24))
+        return [piece.token_id for piece in pieces]
+
+    assert answer(engine) == answer(exact)
+    assert len(set(answer(engine))) > 12  # no loop that all would fall into
 
 
 def test_facts_of_the_model(engine: Engine, exact: TorchEngine) -> None:
