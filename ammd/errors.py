@@ -12,6 +12,7 @@
       ExportError                 a file cannot be converted or quantized        -> engineer, exit 5
         ParityError               an exported file does not behave as its student
       EngineError                 an engine cannot load or run a file            -> device owner, exit 6
+        NotComparableError        two measurements differ in more than their numbers
       BudgetExceededError         a measured number is over its limit            -> release script, exit 7
 
 A message says what failed with the value in backticks and where; `hint` says what to do next.
@@ -99,6 +100,10 @@ class EngineError(AmmdError):
     """An engine cannot be loaded or cannot run the file: the owner of the device acts."""
 
     exit_code = 6
+
+
+class NotComparableError(EngineError):
+    """Two measurements were made on unlike devices or in unlike ways: the device's owner measures again."""
 
 
 class BudgetExceededError(AmmdError):

@@ -34,7 +34,7 @@ from ammd.runtime.bench import measure_artifacts
 from ammd.runtime.settings import BenchSettings, VerifySettings
 from ammd.runtime.verify import VerifyInputs, measure_files
 
-BENCH = BenchSettings(threads=(0,), prompt_tokens=32, decode_tokens=32, repetitions=3)
+BENCH = BenchSettings(threads=(0,), prompt_tokens=32, decode_tokens=32, processes=1, repetitions=3)
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ def cli_page() -> str:
         MADE
         + "# Commands\n\nStandard output is data, everything else goes to standard error. Exit codes: 0 fine, "
         "2 recipe or usage, 3 file missing or altered,\n4 distillation, 5 export or parity, 6 engine or device, "
-        "7 budget, 130 interrupted.\n"
+        "7 budget or regression, 130 interrupted.\n"
     ]
     top = click.Context(ammd_command, info_name="ammd", max_content_width=WIDTH, terminal_width=WIDTH)
     parts.append(_help_section("ammd", ammd_command, top))

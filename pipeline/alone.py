@@ -24,6 +24,7 @@ from ammd.artifact import (
 from ammd.errors import ArtifactError, RecipeError
 from ammd.machine import library_versions
 from ammd.runtime.artifact_ref import EngineKind, choose_kind
+from ammd.runtime.bench_document import SCHEMA as BENCH_SCHEMA
 from ammd.runtime.verify import artifact_name
 from ammd.settings import Settings
 
@@ -31,6 +32,8 @@ from .cache import Stated, stage_key
 from .launch import Outcome, run_in_child
 from .provenance import provenance_of
 from .stages import STAGES
+
+_SCHEMAS = {"bench": BENCH_SCHEMA}
 
 
 def measure(stage: str, *, settings: Settings, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +44,7 @@ def measure(stage: str, *, settings: Settings, inputs: Mapping[str, Any]) -> dic
     """
     with tempfile.TemporaryDirectory(prefix="ammd-") as folder:
         outcome = run_in_child(STAGES[stage], inputs=inputs, settings=settings, folder=Path(folder))
-    return {"schema": f"ammd.{stage}/1", **_costs(outcome), **outcome.results}
+    return {"schema": _SCHEMAS.get(stage, f"ammd.{stage}/1"), **_costs(outcome), **outcome.results}
 
 
 def export_to(

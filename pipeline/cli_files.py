@@ -9,9 +9,19 @@ import click
 
 from ammd.runtime.artifact_ref import EngineKind
 
-from .cli_options import INTERRUPTED, emit, engine_option, examples, json_option, screen_options, set_option
+from .cli_options import (
+    INTERRUPTED,
+    Share,
+    emit,
+    engine_option,
+    examples,
+    json_option,
+    screen_options,
+    set_option,
+)
 
 _PATH = click.Path(path_type=Path)
+_MAX_REGRESSION = 0.05
 
 
 @click.command(
@@ -156,30 +166,62 @@ def evaluate(
 
 @click.command(
     epilog=examples(
-        "ammd bench student-q8_0.gguf student-q4_k_m.gguf",
-        "ammd bench runs/quickstart/3f9a01c2/export/onnx-int4 --engine onnxruntime --json",
+        "ammd bench student-q8_0.gguf onnx-int4 --json > baseline.json",
+        "ammd bench student-q8_0.gguf onnx-int4 --baseline baseline.json --max-regression 5%",
     )
 )
 @click.argument("files", nargs=-1, required=True, type=_PATH)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "jsonl", "csv", "md", "sql"]),
+    help="The last four have a row for each model, thread count and test, with llama-bench's columns and more.  "
+    "[default: table]",
+)
+@click.option("--baseline", type=_PATH, help="What an earlier `ammd bench --json` printed; compare with it.")
+@click.option(
+    "--max-regression", type=Share(), metavar="SHARE", help="How much worse is allowed.  [default: 5%]"
+)
 @engine_option
 @set_option
 @json_option
 @screen_options
-def bench(files: tuple[Path, ...], engine: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+def bench(
+    files: tuple[Path, ...],
+    form: str | None,
+    baseline: Path | None,
+    max_regression: float | None,
+    engine: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Measure speed and memory of FILES.
 
-    Load time, time to first token, prefill and decode speed, peak memory, each in a process of its own.
-    `--set` takes the keys of a recipe's [bench] section.
+    Load time, time to first token, prefill and decode speed, peak memory, each in processes of its own.
+    `--set` takes the keys of a recipe's [bench] section. With `--baseline`, each number gets a verdict, and the exit
+    code is 7 where the whole 95 % interval of a ratio is worse than allowed, 6 where the two cannot be compared.
     """
+    if as_json and form not in (None, "json"):
+        raise click.UsageError(f"`--json` and `--format {form}` exclude each other")
+    if max_regression is not None and baseline is None:
+        raise click.UsageError("`--max-regression` needs `--baseline`")
     from ammd.runtime.settings import BenchSettings
 
     from .alone import measure, named
+    from .bench_output import find_proofs, load_baseline, report
     from .recipe import load_section
-    from .table import facts_table
 
     settings = load_section(BenchSettings, overrides)
-    document = measure("bench", settings=settings, inputs={"artifacts": named(files, engine=engine)})
-    emit(document, lambda: [facts_table(document["bench"], title="bench")], as_json=as_json)
+    inputs = {"artifacts": named(files, engine=engine)}
+    known = load_baseline(baseline, settings) if baseline else None
+    proofs = find_proofs(files)
+    report(
+        measure("bench", settings=settings, inputs=inputs),
+        form="json" if as_json else form or "table",
+        proofs=proofs,
+        baseline=known,
+        max_regression=_MAX_REGRESSION if max_regression is None else max_regression,
+    )
 
 
 @click.command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,6 +89,22 @@ def set_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; may be repeated."
     )(command)
+
+
+class Share(click.ParamType):
+    """A part of a whole, as `5%` or `0.05`; a bare 5 could mean either and is refused, as is all of it."""
+
+    name = "share"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return it as a fraction."""
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(%?)", str(value).strip(), flags=re.ASCII)
+        fraction = float(found[1]) / (100 if found[2] else 1) if found else 1.0
+        if fraction >= 1:
+            self.fail(f"{value!r} is no share below 1: write 5% or 0.05", param, ctx)
+        return fraction
 
 
 def examples(*lines: str) -> str:

@@ -70,7 +70,7 @@ def run_in_child(
                 "answer": str(answer),
             },
         )
-        count = getattr(settings, "processes", 1)
+        count = getattr(settings, "processes", 1) if stage.shared else 1
         # -P: a file in the current folder must not stand in for a library.
         ended = run_processes(
             [sys.executable, "-P", "-m", "ammd.pipeline.worker", str(job)],

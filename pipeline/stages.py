@@ -33,6 +33,7 @@ class Stage:
     disk_bytes_per_parameter: float  # written, for each parameter of the teacher
     memory_bytes_per_parameter: float  # held at the peak, for each parameter of the teacher
     environment: Mapping[str, str] = field(default_factory=dict)  # variables of its process
+    shared: bool = False  # run together by as many processes as its settings' `processes` says
     resumable: bool = False  # its inputs have `resume`, a folder that outlives a killed stage
 
 
@@ -61,6 +62,7 @@ _TABLE = (
         libraries=("torch", "transformers", "accelerate"),
         error="DistillError",
         disk_bytes_per_parameter=32,
+        shared=True,
         resumable=True,
         memory_bytes_per_parameter=40,
         environment=KEEP_FREED_MEMORY,
@@ -100,7 +102,7 @@ _TABLE = (
         name="bench",
         module="ammd.runtime.bench",
         inputs="BenchInputs",
-        code_version=2,
+        code_version=3,
         libraries=("torch", "transformers", "llama-cpp-python", "onnxruntime-genai"),
         error="EngineError",
         disk_bytes_per_parameter=0,

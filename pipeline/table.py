@@ -135,6 +135,27 @@ def facts_table(results: Mapping[str, Mapping[str, Any]], *, title: str) -> Tabl
     return table
 
 
+def gate_table(gate: Mapping[str, Any]) -> Table:
+    """Return one line for each number that was held against a baseline; what has regressed stands out."""
+    title = f"against the baseline, {gate['max_regression']:.1%} worse is allowed"
+    headings = ["threads", "what", "baseline", "now", "ratio", "95 % interval", "verdict"]
+    table = _table(title, "model", headings)
+    styles = {"fine": "green", "undecided": "yellow", "regression": "bold red"}
+    for row in gate["rows"]:
+        interval = "–" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+        table.add_row(
+            escape(row["model"]),
+            str(row["threads"]),
+            row["metric"],
+            _plain(row["baseline"]),
+            _plain(row["current"]),
+            f"{row['ratio']:.3f}",
+            interval,
+            f"[{styles[row['verdict']]}]{row['verdict']}[/]",
+        )
+    return table
+
+
 def _plain(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else escape(str(value))
 

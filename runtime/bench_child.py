@@ -10,6 +10,7 @@ The clock is an argument, so that the arithmetic is tested without waiting. What
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     """
     clock = time.perf_counter
     idle = _status_bytes("VmRSS")
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     started = clock()
     with open_engine(
         Path(request["path"]),
@@ -72,6 +74,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         ][request["warmup"] :]
         return {
             "engine": engine.name,
+            "measured_at": now,
             "settings": dict(engine.settings),
             "load_s": load_s,
             "ttft_s": [one.ttft_s for one in passes],

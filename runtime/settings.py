@@ -52,7 +52,7 @@ class BenchSettings(Settings):
     """How speed and memory are measured."""
 
     threads: tuple[int, ...] = (1, 0)
-    """Thread counts, each measured in a process of its own; 0 stands for all cores this process may use."""
+    """Thread counts, each measured in processes of its own; 0 stands for all cores this process may use."""
 
     prompt_tokens: int = Field(default=128, ge=1)
     """Length of the prompt, in real text."""
@@ -60,8 +60,11 @@ class BenchSettings(Settings):
     decode_tokens: int = Field(default=64, ge=2)
     """Tokens decoded after it."""
 
+    processes: int = Field(default=3, ge=1)
+    """Fresh processes for each model and thread count; a comparison with a baseline needs 3."""
+
     repetitions: int = Field(default=5, ge=1)
-    """Measured passes; the median is reported with its spread."""
+    """Measured passes in each process; the median over all is reported with its spread."""
 
     warmup: int = Field(default=1, ge=0)
     """Passes before the first measured one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -173,3 +174,76 @@ def smollm2_checkpoint(packaged_gguf: Path, tmp_path_factory: pytest.TempPathFac
     folder.mkdir()
     save_gguf_as_checkpoint(packaged_gguf, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def bench_document() -> Callable[..., dict[str, Any]]:
+    """The document of `ammd bench` of one GGUF at two threads, with made-up samples."""
+    return build_bench_document
+
+
+def build_bench_document(
+    *,
+    seed: int = 0,
+    noise: float = 0.02,
+    process_noise: float = 0.0,
+    slowdown: float = 0.0,
+    processes: int = 3,
+    repetitions: int = 5,
+) -> dict[str, Any]:
+    """Return samples around 100 and 1000 tokens a second and 0.1 s, all slower by `slowdown`."""
+    import numpy as np
+
+    from ammd.runtime.bench import summarize
+    from ammd.runtime.settings import BenchSettings
+
+    generator = np.random.default_rng(seed)
+    settings = BenchSettings(processes=processes, repetitions=repetitions)
+
+    def seconds(typical: float, own: float) -> list[float]:
+        return [
+            float(typical / (1 - slowdown) * (1 + own + generator.normal(0, noise)))
+            for _ in range(repetitions)
+        ]
+
+    children = []
+    for index in range(processes):
+        own = float(generator.normal(0, process_noise)) if process_noise else 0.0
+        children.append(
+            {
+                "engine": "llama.cpp (llama-cpp-python 0.3.36)",
+                "measured_at": f"2026-01-0{index + 1}T00:00:00Z",
+                "settings": {
+                    "threads": 2,
+                    "batch_tokens": 512,
+                    "flash_attention": True,
+                    "memory_map": False,
+                    "weight_repacking": True,
+                    "kv_cache_type": "f16",
+                },
+                "load_s": 0.5,
+                "ttft_s": seconds(0.1, own),
+                "prefill_s": seconds(settings.prompt_tokens / 1000, own),
+                "token_s": [
+                    [one / settings.decode_tokens] * settings.decode_tokens
+                    for one in seconds(settings.decode_tokens / 100, own)
+                ],
+                "peak_rss_bytes": 2**28,
+                "rss_anon_bytes": 2**27,
+                "idle_rss_bytes": 2**24,
+            }
+        )
+    row = summarize(children, settings, threads=2)
+    file = {
+        "name": "x-q8_0.gguf",
+        "kind": "gguf",
+        "bytes": 1_000_100,
+        "sha256": "0" * 64,
+        "weight_bytes": 1_000_000,
+        "parameters": 941_176,
+    }
+    return {
+        "schema": "ammd.bench/2",
+        "bench": {"gguf-q8_0": {**row, "rows": [row], "file": file}},
+        "machine": {"cpu": "a CPU", "cores": 2},
+    }

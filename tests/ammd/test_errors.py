@@ -27,6 +27,7 @@ def _family() -> list[type[errors.AmmdError]]:
         ("ExportError", 5),
         ("ParityError", 5),
         ("EngineError", 6),
+        ("NotComparableError", 6),
         ("BudgetExceededError", 7),
     ],
 )

@@ -1,5 +1,7 @@
 """The command line as a user meets it: help, exit codes, one document on standard output."""
 
+import csv
+import io
 import json
 import logging
 import subprocess
@@ -8,7 +10,10 @@ import sys
 import click
 import pytest
 
+from ammd.export.to_gguf import write_gguf
 from ammd.pipeline.cli import ammd_command, main
+from ammd.pipeline.cli_options import Share
+from ammd.pipeline.launch import Outcome
 
 HEAVY = ("torch", "transformers", "pydantic", "rich", "numpy", "matplotlib", "llama_cpp", "onnxruntime_genai")
 
@@ -93,6 +98,15 @@ def test_help_of_no_command_is_cut_off(ammd):
         (["chat", "x.gguf", "--repetition-penalty", "0"], "error: Invalid value for '--repetition-penalty'"),
         (["chat", "x.gguf", "--temperature", "inf"], "error: cannot sample with `temperature` = `inf`"),
         (["chat", "x.gguf", "--stop", ""], "error: a stop string is empty"),
+        (["bench", "x.gguf", "--json", "--format", "md"], "error: `--json` and `--format md` exclude"),
+        (["bench", "x.gguf", "--max-regression", "5%"], "error: `--max-regression` needs `--baseline`"),
+        *(
+            (
+                ["bench", "x.gguf", "--baseline", "b", "--max-regression", share],
+                "error: Invalid value for '--max",
+            )
+            for share in ("5", "100%", "1", "-1%", "5 percent", "nan", "", "%", "1e-2", "٥%")
+        ),
         (
             ["bench", "x.gguf", "--engine", "ggml"],
             "error: Invalid value for '--engine': 'ggml' is not one of",
@@ -156,6 +170,130 @@ def test_interrupt_while_a_turn_is_awaited_exits_130_in_a_line_of_its_own(ammd, 
 
     monkeypatch.setattr(sys, "stdin", Terminal())
     assert ammd("chat", tiny_checkpoint) == (130, "> \n", "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "fraction"),
+    [("5%", 0.05), ("0.05", 0.05), (" 2.5% ", 0.025), (".1", 0.1), ("0", 0), ("99%", 0.99)],
+)
+def test_share_is_read_as_per_cent_or_fraction(text, fraction):
+    assert Share().convert(text, None, None) == pytest.approx(fraction, abs=1e-15)
+
+
+QUICK_BENCH = [
+    f"--set={name}={value}"
+    for name, value in {
+        "threads": "[1]",
+        "prompt_tokens": 8,
+        "decode_tokens": 4,
+        "processes": 3,
+        "repetitions": 1,
+        "warmup": 0,
+    }.items()
+]
+
+
+@pytest.fixture
+def bench_stage(monkeypatch, bench_document):
+    """Let the bench stage take no time and give the numbers of a document, of which the files are told apart."""
+
+    def bench_stage(document):
+        outcome = Outcome(
+            results={key: document[key] for key in ("bench", "machine")}, seconds=1.0, peak_rss_bytes=1
+        )
+        monkeypatch.setattr("ammd.pipeline.alone.run_in_child", lambda *_args, **_options: outcome)
+        monkeypatch.setattr("ammd.pipeline.bench_output.describe_machine", lambda: document["machine"])
+
+    return bench_stage
+
+
+def test_gate_tells_a_slower_file_by_exit_code_table_and_json(
+    ammd, tmp_path, recipe_path, bench_stage, bench_document
+):
+    model, baseline = recipe_path.parent / "teacher", tmp_path / "baseline.json"
+    bench_stage(bench_document())
+    code, out, _ = ammd("bench", model, "--json")
+    assert code == 0
+    baseline.write_text(out)
+
+    code, out, err = ammd("bench", model, "--baseline", baseline, "--json")
+    assert (code, "error" in err) == (0, False)
+    assert {row["verdict"] for row in json.loads(out)["gate"]["rows"]} == {"fine"}
+
+    bench_stage(bench_document(seed=1, slowdown=0.1))
+    code, out, err = ammd("bench", model, "--baseline", baseline, "--json")
+    assert code == 7
+    gate = json.loads(out)["gate"]
+    assert gate["max_regression"] == 0.05
+    row = gate["rows"][0]
+    assert (row["metric"], row["model"], row["threads"]) == ("decode_tokens_per_s", "x-q8_0.gguf", 2)
+    assert row["low"] < row["ratio"] == row["current"] / row["baseline"] < row["high"] < 0.95
+    assert row["verdict"] == "regression"
+    assert "error: `x-q8_0.gguf, 2 threads`: `decode_tokens_per_s` is 0." in err
+    assert "regression" in err.split("error:")[0]  # the table, off standard output
+
+    code, out, _ = ammd("bench", model, "--baseline", baseline)
+    assert (code, "against the baseline, 5.0% worse is allowed" in out) == (7, True)
+    code, out, _ = ammd("bench", model, "--baseline", baseline, "--max-regression", "20%")
+    assert (code, "regression" in out) == (0, False)
+    code, out, _ = ammd("bench", model, "--baseline", baseline, "--format", "csv")
+    assert code == 7
+    assert [row["test"] for row in csv.DictReader(io.StringIO(out))] == ["pp128", "tg64"]
+
+
+def test_what_cannot_be_compared_exits_6_with_its_numbers(
+    ammd, tmp_path, recipe_path, bench_stage, bench_document
+):
+    model, baseline = recipe_path.parent / "teacher", tmp_path / "baseline.json"
+    bench_stage(bench_document())
+    baseline.write_text(ammd("bench", model, "--json")[1])
+    code, out, err = ammd("bench", model, "--baseline", baseline, "--set", "processes=2")
+    assert (code, out) == (6, "")
+    assert "hint: `--set processes=3`" in err
+    document = bench_document()
+    document["bench"]["gguf-q8_0"]["rows"][0]["settings"]["flash_attention"] = False
+    bench_stage(document)
+    code, out, err = ammd("bench", model, "--baseline", baseline, "--json")
+    assert code == 6
+    assert "`settings.flash_attention` was `True`, is `False`" in err
+    assert "gate" not in json.loads(out)  # what was measured is not lost
+    baseline.write_text("{}")
+    code, out, err = ammd("bench", model, "--baseline", baseline)
+    assert (code, out, len(err.splitlines())) == (3, "", 2)
+
+
+def test_proofs_of_a_run_stand_beside_the_speed_of_the_same_file(
+    ammd, tmp_path, recipe_path, bench_stage, bench_document
+):
+    model = recipe_path.parent / "teacher"
+    (recipe_path.parent / "verify").mkdir()
+    parity = recipe_path.parent / "verify" / "parity.json"
+    bench_stage(bench_document())
+    for sha256, expected in (("0" * 64, (0.25, "passed")), ("1" * 64, (None, None))):
+        parity.write_text(json.dumps({"x": {"sha256": sha256, "kl_nats": 0.25, "faults": []}}))
+        code, out, _ = ammd("bench", model, "--format", "jsonl")
+        assert code == 0
+        assert {(row["kl_nats"], row["proofs"]) for row in map(json.loads, out.splitlines())} == {expected}
+    parity.write_text("[]")
+    code, out, err = ammd("bench", model)
+    assert (code, out) == (3, "")
+    assert "is not what a verify stage writes" in err
+
+
+def test_benchmark_of_a_real_file_has_not_regressed_against_itself(
+    ammd, tmp_path, tiny_checkpoint, bench_stage
+):
+    model, baseline = tmp_path / "tiny-f16.gguf", tmp_path / "baseline.json"
+    write_gguf(tiny_checkpoint, model, name="tiny")
+    baseline.write_text(ammd("bench", model, *QUICK_BENCH, "--json")[1])
+    document = json.loads(baseline.read_text())
+    row = document["bench"]["gguf-f16"]["rows"][0]
+    assert [len(one["ttft_s"]) for one in row["samples"]] == [1, 1, 1]
+    assert row["ttft_s_low"] <= row["ttft_s"] <= row["ttft_s_high"]
+    bench_stage(document)
+    code, out, err = ammd("bench", model, *QUICK_BENCH, "--baseline", baseline, "--format", "json")
+    assert code == 0, err
+    assert {(row["model"], row["ratio"]) for row in json.loads(out)["gate"]["rows"]} == {("tiny-f16.gguf", 1)}
 
 
 def test_same_model_twice_is_refused(ammd, recipe_path):

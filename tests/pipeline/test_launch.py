@@ -12,6 +12,7 @@ from ammd.errors import EngineError, ExportError, ParityError
 from ammd.export.settings import ExportSettings
 from ammd.pipeline.launch import run_in_child
 from ammd.pipeline.stages import STAGES
+from ammd.runtime.settings import BenchSettings
 
 
 @pytest.fixture
@@ -76,6 +77,16 @@ def test_a_stages_own_variables_give_way_to_the_users(launch, stand_in, monkeypa
 
 def test_the_stage_that_measures_memory_has_the_allocator_of_its_users():
     assert not STAGES["bench"].environment
+
+
+def test_processes_of_a_benchmark_are_its_own_affair(tmp_path, stand_in):
+    """They are measured one after the other; only a training is shared by as many processes of the stage."""
+    inputs = {"artifacts": [{"name": "a"}]}
+    run_in_child(
+        stand_in.stages["bench"], inputs=inputs, settings=BenchSettings(processes=3), folder=tmp_path
+    )
+    assert stand_in.ran() == ["bench"]
+    assert [stage.name for stage in STAGES.values() if stage.shared] == ["distill"]
 
 
 def test_child_that_ends_without_an_answer(launch, monkeypatch):

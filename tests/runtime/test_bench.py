@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,9 @@ from ammd.runtime import bench, bench_child
 from ammd.runtime.artifact_ref import ArtifactRef, EngineKind
 from ammd.runtime.settings import BenchSettings
 
-SETTINGS = BenchSettings(threads=(1,), prompt_tokens=20, decode_tokens=4, repetitions=2, warmup=1)
+SETTINGS = BenchSettings(
+    threads=(1,), prompt_tokens=20, decode_tokens=4, processes=1, repetitions=2, warmup=1
+)
 
 
 def test_stage_measures_a_file_and_a_checkpoint(
@@ -29,7 +32,16 @@ def test_stage_measures_a_file_and_a_checkpoint(
     row = results["bench"]["gguf-f16"]
     assert row["threads"] == 1
     assert row["prompt_tokens"] == 20
-    assert len(row["samples"]["decode_tokens_per_s"]) == 2
+    assert [len(one["decode_tokens_per_s"]) for one in row["samples"]] == [2]
+    assert row["file"] == {
+        "name": "tiny-f32.gguf",
+        "kind": "gguf",
+        "bytes": tiny_gguf.stat().st_size,
+        "sha256": hashlib.sha256(tiny_gguf.read_bytes()).hexdigest(),
+        "weight_bytes": 4 * row["file"]["parameters"],  # float32
+        "parameters": numbers_of(tiny_checkpoint),
+    }
+    assert results["bench"]["student"]["file"]["kind"] == "checkpoint"
     assert row["peak_rss_bytes"] > row["idle_rss_bytes"] > 0
     assert row["settings"]["flash_attention"] is True
     # torch's libraries alone are larger than all of llama.cpp
@@ -69,8 +81,53 @@ def test_thread_counts_never_exceed_what_is_there(
 
 
 def test_row_holds_medians_spread_and_rates() -> None:
-    sample = {
+    row = bench.summarize([process()], SETTINGS, threads=1)
+    assert row["ttft_s"] == pytest.approx(0.25)
+    assert row["prefill_tokens_per_s"] == pytest.approx(150)  # 200 and 100
+    assert row["decode_tokens_per_s"] == pytest.approx(7.5)  # 10 and 5
+    assert row["decode_tokens_per_s_mad"] == pytest.approx(2.5)
+    assert row["decode_tokens_per_s_min"] == pytest.approx(5)
+    assert row["token_p50_s"] == 0.1
+    assert row["token_p90_s"] == row["token_p95_s"] == row["token_p99_s"] == 0.2
+    assert row["processes"] == 1
+
+
+def test_samples_are_kept_by_process_and_medians_are_over_all() -> None:
+    processes = [
+        process(ttft_s=[1.0, 1.0], load_s=1.0, peak_rss_bytes=30, rss_anon_bytes=None),
+        process(ttft_s=[2.0, 2.0], load_s=2.0, peak_rss_bytes=10, rss_anon_bytes=None),
+        process(ttft_s=[9.0, 9.0], load_s=9.0, peak_rss_bytes=20, rss_anon_bytes=None),
+    ]
+    row = bench.summarize(processes, SETTINGS, threads=1)
+    assert [one["ttft_s"] for one in row["samples"]] == [[1, 1], [2, 2], [9, 9]]
+    assert (row["processes"], row["ttft_s"], row["load_s"], row["peak_rss_bytes"]) == (3, 2, 2, 20)
+    # Whole processes are drawn: 9 s is the median of more than 2.5 % of the draws, as of one of 27 it is all there is.
+    assert (row["ttft_s_low"], row["ttft_s_high"]) == (1, 9)
+    assert row["rss_anon_bytes"] is None
+
+
+def test_each_process_is_a_fresh_one_and_all_cells_take_turns(
+    monkeypatch: pytest.MonkeyPatch, tiny_gguf: Path, tiny_onnx: Path
+) -> None:
+    asked = []
+
+    def call(target: str, request: dict[str, Any]) -> dict[str, Any]:
+        asked.append((Path(request["path"]).suffix, request["threads"]))
+        return process()
+
+    monkeypatch.setattr(bench, "call", call)
+    settings = SETTINGS.model_copy(update={"processes": 2})
+    refs = [ArtifactRef(name="a", path=tiny_gguf), ArtifactRef(name="b", path=tiny_onnx)]
+    rows = bench.measure_artifacts(refs, settings)
+    assert asked == [(".gguf", 1), ("", 1)] * 2
+    assert rows["b"]["processes"] == 2
+
+
+def process(**changes: Any) -> dict[str, Any]:
+    """What a child tells of two passes of four tokens."""
+    return {
         "engine": "e",
+        "measured_at": "2026-01-01T00:00:00Z",
         "settings": {},
         "load_s": 0.5,
         "ttft_s": [0.1, 0.4],
@@ -79,15 +136,13 @@ def test_row_holds_medians_spread_and_rates() -> None:
         "peak_rss_bytes": 3,
         "rss_anon_bytes": 2,
         "idle_rss_bytes": 1,
-    }
-    row = bench.summarize(sample, SETTINGS, threads=1)
-    assert row["ttft_s"] == pytest.approx(0.25)
-    assert row["prefill_tokens_per_s"] == pytest.approx(150)  # 200 and 100
-    assert row["decode_tokens_per_s"] == pytest.approx(7.5)  # 10 and 5
-    assert row["decode_tokens_per_s_mad"] == pytest.approx(2.5)
-    assert row["decode_tokens_per_s_min"] == pytest.approx(5)
-    assert row["token_p50_s"] == 0.1
-    assert row["token_p95_s"] == 0.2
+    } | changes
+
+
+def numbers_of(checkpoint: Path) -> int:
+    from safetensors.numpy import load_file
+
+    return sum(tensor.size for tensor in load_file(checkpoint / "model.safetensors").values())
 
 
 def test_percentile_is_a_measured_value() -> None:

@@ -1,0 +1,161 @@
+"""The JSON document of `ammd bench`, read back and checked: what a comparison and other tools' formats start from.
+
+Only what they need is named here; more keys are let be.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ammd.errors import ArtifactError
+
+SCHEMA = "ammd.bench/2"
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rates = Annotated[tuple[Positive, ...], Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Samples(_Record):
+    """What one process measured, one number a pass."""
+
+    ttft_s: Rates
+    prefill_tokens_per_s: Rates
+    decode_tokens_per_s: Rates
+
+
+class Row(_Record):
+    """One model at one thread count."""
+
+    engine: str  # library and version
+    measured_at: str
+    threads: Count
+    prompt_tokens: Count
+    decode_tokens: Count
+    processes: Count
+    warmup: int
+    settings: Mapping[str, Any]  # in effect in the engine
+    samples: Annotated[tuple[Samples, ...], Field(min_length=1)]  # one a process
+    load_s: Positive
+    ttft_s: Positive
+    ttft_s_low: Positive
+    ttft_s_high: Positive
+    prefill_tokens_per_s: Positive
+    prefill_tokens_per_s_low: Positive
+    prefill_tokens_per_s_high: Positive
+    decode_tokens_per_s: Positive
+    decode_tokens_per_s_low: Positive
+    decode_tokens_per_s_high: Positive
+    token_p50_s: Positive
+    token_p90_s: Positive
+    token_p95_s: Positive
+    token_p99_s: Positive
+    peak_rss_bytes: Count
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        lengths = {
+            len(rates)
+            for one in self.samples
+            for rates in (one.ttft_s, one.prefill_tokens_per_s, one.decode_tokens_per_s)
+        }
+        if len(lengths) != 1:
+            raise ValueError("processes have unequally many samples")
+        if len(self.samples) != self.processes:
+            raise ValueError("there are not as many samples as processes")
+        return self
+
+    def by_process(self, metric: str) -> tuple[tuple[float, ...], ...]:
+        """Return the samples of `metric`, one tuple a process."""
+        return tuple(getattr(one, metric) for one in self.samples)
+
+
+class File(_Record):
+    """What was measured."""
+
+    name: str
+    kind: str
+    bytes: int
+    sha256: str
+    weight_bytes: int | None
+    parameters: int | None
+
+
+class Model(_Record):
+    """One model at every thread count."""
+
+    file: File
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+
+
+class Machine(_Record):
+    """Where it was measured."""
+
+    cpu: str | None
+    cores: Count
+
+
+class BenchDocument(_Record):
+    """Everything that one `ammd bench` measured."""
+
+    bench: Annotated[Mapping[str, Model], Field(min_length=1)]
+    machine: Machine
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of all models."""
+        return tuple(row for model in self.bench.values() for row in model.rows)
+
+
+def read_document(path: Path) -> BenchDocument:
+    """Read what an earlier `ammd bench --json` printed.
+
+    Raises:
+        ArtifactError: There is no such file, or it holds something else.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ArtifactError(f"cannot read `{path}`: {exc.strerror}", path=str(path)) from exc
+    except (ValueError, RecursionError) as exc:
+        raise ArtifactError(
+            f"`{path}` is not JSON: {str(exc) or 'nested too deeply'}", hint=_HINT, path=str(path)
+        ) from exc
+    return parse_document(document, label=str(path))
+
+
+def parse_document(document: object, *, label: str) -> BenchDocument:
+    """Check a document; `label` is what messages call it.
+
+    Raises:
+        ArtifactError: It is something else, or incomplete.
+    """
+    found = document.get("schema") if isinstance(document, dict) else None
+    if found != SCHEMA:
+        raise ArtifactError(
+            f"`{label}` has the schema `{found}`, not `{SCHEMA}`",
+            hint=_HINT,
+            path=label,
+            expected=SCHEMA,
+            found=found,
+        )
+    try:
+        return BenchDocument.model_validate(document)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"`{label}` is damaged: `{place}`: {first['msg']}", hint=_HINT, path=label
+        ) from exc
+
+
+_HINT = "`ammd bench FILES --json > baseline.json` makes one"

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ammd.runtime.bootstrap import median_interval, ratio_interval
+
+
+def test_equal_samples_leave_no_doubt() -> None:
+    assert median_interval([[3.0] * 4] * 2, generator=np.random.default_rng(0)) == (3, 3)
+    assert ratio_interval([[3.0]], [[2.0]], generator=np.random.default_rng(0)) == (1.5, 1.5)
+
+
+def test_same_seed_gives_the_same_interval_and_another_seed_another() -> None:
+    samples = np.random.default_rng(5).normal(10, 1, size=(3, 5)).tolist()
+    first, again, other = (median_interval(samples, generator=np.random.default_rng(s)) for s in (1, 1, 2))
+    assert first == again != other
+    assert first[0] < np.median(samples) < first[1]
+
+
+def test_interval_of_one_process_is_that_of_its_samples() -> None:
+    """Against the exact distribution: the median of 3 draws from {1, 2, 3} is 1 with chance 7/27, and so is 3."""
+    assert median_interval([[1.0, 2.0, 3.0]], generator=np.random.default_rng(0)) == (1, 3)
+
+
+def test_processes_that_differ_widen_the_interval() -> None:
+    """The same numbers, once mixed in every process and once a process each."""
+    alike = [[9.0, 10.0, 11.0]] * 3
+    apart = [[9.0] * 3, [10.0] * 3, [11.0] * 3]
+    widths = []
+    for samples in (alike, apart):
+        draws = [median_interval(samples, generator=np.random.default_rng(seed)) for seed in range(5)]
+        widths.append(np.mean([high - low for low, high in draws]))
+    assert widths[0] <= widths[1]
+    assert widths[1] == pytest.approx(2)
+
+
+@pytest.mark.parametrize("processes", [6, 12])
+def test_interval_holds_the_true_median_about_as_often_as_it_says(processes: int) -> None:
+    generator = np.random.default_rng(processes)
+    held = 0
+    for _ in range(200):
+        of_process = generator.normal(0, 0.03, size=(processes, 1))
+        samples = 10 * (1 + of_process + generator.normal(0, 0.02, size=(processes, 5)))
+        low, high = median_interval(samples.tolist(), generator=generator)
+        held += low <= 10 <= high
+    assert 0.84 <= held / 200 <= 0.99  # 95 % less what few processes leave out
