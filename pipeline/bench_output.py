@@ -43,7 +43,7 @@ def find_proofs(files: Sequence[Path]) -> dict[str, Proof]:
     Raises:
         ArtifactError: Such a stage's record cannot be read.
     """
-    proofs = {}
+    proofs: dict[str, Proof] = {}
     for path in {found for file in files if (found := part_of_run(file, "verify/parity.json"))}:
         try:
             records = json.loads(path.read_text(encoding="utf-8"))

@@ -11,11 +11,11 @@ from ammd.runtime.artifact_ref import EngineKind
 
 from .cli_options import (
     INTERRUPTED,
-    Share,
     emit,
     engine_option,
     examples,
     json_option,
+    read_share,
     screen_options,
     set_option,
 )
@@ -180,7 +180,7 @@ def evaluate(
 )
 @click.option("--baseline", type=_PATH, help="What an earlier `ammd bench --json` printed; compare with it.")
 @click.option(
-    "--max-regression", type=Share(), metavar="SHARE", help="How much worse is allowed.  [default: 5%]"
+    "--max-regression", callback=read_share, metavar="SHARE", help="How much worse is allowed.  [default: 5%]"
 )
 @engine_option
 @set_option

@@ -91,20 +91,21 @@ def set_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-class Share(click.ParamType):
-    """A part of a whole, as `5%` or `0.05`; a bare 5 could mean either and is refused, as is all of it."""
+def read_share(
+    _ctx: click.Context | None, _parameter: click.Parameter | None, text: str | None
+) -> float | None:
+    """Return a part of a whole, `5%` or `0.05`, as a fraction; a bare 5 could mean either and is refused.
 
-    name = "share"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return it as a fraction."""
-        if isinstance(value, float):
-            return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(%?)", str(value).strip(), flags=re.ASCII)
-        fraction = float(found[1]) / (100 if found[2] else 1) if found else 1.0
-        if fraction >= 1:
-            self.fail(f"{value!r} is no share below 1: write 5% or 0.05", param, ctx)
-        return fraction
+    Raises:
+        click.BadParameter: It is no share below 1.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(%?)", text.strip(), flags=re.ASCII)
+    fraction = float(found[1]) / (100 if found[2] else 1) if found else 1.0
+    if fraction >= 1:
+        raise click.BadParameter(f"{text!r} is no share below 1: write 5% or 0.05")
+    return fraction
 
 
 def examples(*lines: str) -> str:

@@ -194,7 +194,7 @@ def verdict_of(low: float, high: float, *, max_regression: float, higher_is_bett
 def _cells(document: BenchDocument) -> dict[tuple[str, int], tuple[Model, Row]]:
     """Return each row under its file's name, or its model's where two files have the same, and its threads."""
     files = [model.file.name for model in document.bench.values()]
-    cells = {}
+    cells: dict[tuple[str, int], tuple[Model, Row]] = {}
     for name, model in document.bench.items():
         known_as = model.file.name if files.count(model.file.name) == 1 else name
         cells |= {(known_as, row.threads): (model, row) for row in model.rows}

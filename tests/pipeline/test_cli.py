@@ -12,7 +12,7 @@ import pytest
 
 from ammd.export.to_gguf import write_gguf
 from ammd.pipeline.cli import ammd_command, main
-from ammd.pipeline.cli_options import Share
+from ammd.pipeline.cli_options import read_share
 from ammd.pipeline.launch import Outcome
 
 HEAVY = ("torch", "transformers", "pydantic", "rich", "numpy", "matplotlib", "llama_cpp", "onnxruntime_genai")
@@ -177,7 +177,7 @@ def test_interrupt_while_a_turn_is_awaited_exits_130_in_a_line_of_its_own(ammd, 
     [("5%", 0.05), ("0.05", 0.05), (" 2.5% ", 0.025), (".1", 0.1), ("0", 0), ("99%", 0.99)],
 )
 def test_share_is_read_as_per_cent_or_fraction(text, fraction):
-    assert Share().convert(text, None, None) == pytest.approx(fraction, abs=1e-15)
+    assert read_share(None, None, text) == pytest.approx(fraction, abs=1e-15)
 
 
 QUICK_BENCH = [
