@@ -122,14 +122,30 @@ def peak_rss_bytes() -> int:
     import resource
     import sys
 
+    # Linux's getrusage carries the parent's peak across fork and exec; VmHWM is the process's own.
+    own = status_bytes("VmHWM")
+    if own is not None:
+        return own
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def status_bytes(field: str, *, pid: int | None = None) -> int | None:
+    """Return a memory field such as `VmRSS` of a process, this one if none is named, from Linux's status file.
+
+    None elsewhere, and of a process that has ended.
+    """
     try:
-        # Linux's getrusage carries the parent's peak across fork and exec; VmHWM is the process's own.
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        lines = (
+            Path(f"/proc/{pid or 'self'}/status").read_text(encoding="ascii", errors="replace").splitlines()
+        )
     except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+        return None
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    return None
 
 
 def release_freed_memory() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,14 +22,13 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from ammd.errors import AmmdError, ExportError
-from ammd.machine import peak_rss_bytes
+from ammd.machine import peak_rss_bytes, status_bytes
 
 VERBOSE_VARIABLE = "AMMD_VERBOSE"
 _QUOTED_LINES = 12
 _OWN_ERROR = 70  # status of a child of our own whose last line is its error
 _CHUNK_BYTES = 1 << 16
 _WATCH_SECONDS = 0.1
-_PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 _RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024  # of getrusage
 _CHILD_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",  # llama.cpp's converter writes some lists from sets
@@ -154,7 +152,7 @@ class _PeakWatch:
 
     def __init__(self, pid: int) -> None:
         self.peak_rss_bytes = 0
-        self._status = Path(f"/proc/{pid}/status")
+        self._pid = pid
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -166,12 +164,7 @@ class _PeakWatch:
 
     def _watch(self) -> None:
         while not self._ended.wait(_WATCH_SECONDS):
-            try:
-                text = self._status.read_text(encoding="utf-8", errors="replace")
-            except OSError:
-                return
-            if found := _PEAK.search(text):  # a process that has ended has none
-                self.peak_rss_bytes = int(found[1]) * 1024
+            self.peak_rss_bytes = status_bytes("VmHWM", pid=self._pid) or self.peak_rss_bytes
 
 
 def _last_lines(log: Path) -> str:

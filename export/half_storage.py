@@ -8,9 +8,11 @@ ONNX Runtime does them once. Rotary tables and vectors stay float32.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ammd.errors import ExportError
+
+from .external_weights import rewrite_weights
 
 if TYPE_CHECKING:
     from onnx import GraphProto, TensorProto
@@ -29,7 +31,9 @@ def halve_storage(graph_path: Path, weights_path: Path) -> None:
     model = onnx.load(graph_path, load_external_data=False)
     graph = model.graph
     matrices = _matrices(graph)
-    _rewrite_weights(graph, weights_path, matrices)
+    rewrite_weights(
+        graph, weights_path, lambda tensor, data: _halves(tensor, data) if tensor.name in matrices else data
+    )
     casts = []
     for tensor in graph.initializer:
         if tensor.name in matrices:
@@ -57,23 +61,7 @@ def _matrices(graph: GraphProto) -> set[str]:
     return stored & read
 
 
-def _rewrite_weights(graph: GraphProto, path: Path, matrices: set[str]) -> None:
-    part = path.with_suffix(".part")
-    with path.open("rb") as source, part.open("wb") as target:
-        for tensor in graph.initializer:
-            places: dict[str, Any] = {entry.key: entry for entry in tensor.external_data}
-            if not places:
-                continue
-            source.seek(int(places["offset"].value))
-            data = source.read(int(places["length"].value))
-            if tensor.name in matrices:
-                data = _halves(data, tensor)
-            places["offset"].value, places["length"].value = str(target.tell()), str(len(data))
-            target.write(data)
-    part.replace(path)
-
-
-def _halves(data: bytes, tensor: TensorProto) -> bytes:
+def _halves(tensor: TensorProto, data: bytes) -> bytes:
     import numpy as np
 
     wide = np.frombuffer(data, np.float32)

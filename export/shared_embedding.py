@@ -8,12 +8,12 @@ writes for int4 models with an int8 head is written here for int8 models: the sa
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .external_weights import rewrite_weights
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
-
-_COPY_BYTES = 1 << 24
 
 
 def share_embedding(graph_path: Path, weights_path: Path) -> None:
@@ -59,7 +59,7 @@ def share_embedding(graph_path: Path, weights_path: Path) -> None:
     graph.node.insert(place, flat)
     graph.initializer.append(shape)
     _drop(graph, table)
-    _rewrite_weights(graph, weights_path)
+    rewrite_weights(graph, weights_path)
     onnx.save(model, graph_path)
 
 
@@ -71,21 +71,3 @@ def _drop(graph: GraphProto, name: str) -> None:
     graph.initializer.remove(next(tensor for tensor in graph.initializer if tensor.name == name))
     for value in [value for value in graph.value_info if value.name == name]:
         graph.value_info.remove(value)
-
-
-def _rewrite_weights(graph: GraphProto, path: Path) -> None:
-    """Copy what is still named into a new file, without holding more than a piece of it."""
-    part = path.with_suffix(".part")
-    with path.open("rb") as source, part.open("wb") as target:
-        for tensor in graph.initializer:
-            places: dict[str, Any] = {entry.key: entry for entry in tensor.external_data}
-            if not places:
-                continue
-            source.seek(int(places["offset"].value))
-            places["offset"].value = str(target.tell())
-            left = int(places["length"].value)
-            while left:
-                piece = source.read(min(left, _COPY_BYTES))
-                target.write(piece)
-                left -= len(piece)
-    part.replace(path)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ammd.machine import peak_rss_bytes
+from ammd.machine import peak_rss_bytes, status_bytes
 
 from .artifact_ref import asked_kind
 from .engine import Engine, open_engine
@@ -51,7 +51,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         EngineError: The model cannot be loaded or run.
     """
     clock = time.perf_counter
-    idle = _status_bytes("VmRSS")
+    idle = status_bytes("VmRSS")
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     started = clock()
     with open_engine(
@@ -112,24 +112,8 @@ def time_pass(
 
 
 def _peak() -> dict[str, int | None]:
-    """Return the peak of resident memory and the anonymous part of what is resident now.
-
-    Not `getrusage`: Linux hands its maximum on from the parent, here perhaps a process that has loaded torch.
-    """
+    """Return the peak of resident memory and the anonymous part of what is resident now."""
     return {
-        "peak_rss_bytes": _status_bytes("VmHWM") or peak_rss_bytes(),
-        "rss_anon_bytes": _status_bytes("RssAnon"),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "rss_anon_bytes": status_bytes("RssAnon"),
     }
-
-
-def _status_bytes(field: str) -> int | None:
-    """Return a memory field of this process from Linux's status file; None elsewhere."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) * 1024
-    return None

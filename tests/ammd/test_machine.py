@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +69,20 @@ def test_too_little_disk_is_refused_with_both_sizes(tmp_path: Path) -> None:
         machine.check_free_disk(tmp_path / "not" / "yet", need_bytes=1 << 62, purpose="the test")
     assert caught.value.facts["expected"] == 1 << 62
     assert caught.value.hint
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's status file")
+def test_peak_outlives_what_was_held_then() -> None:
+    code = (
+        "from ammd.machine import peak_rss_bytes, status_bytes\n"
+        "held = b'x' * (256 << 20)\n"
+        "del held\n"
+        "print(peak_rss_bytes(), status_bytes('VmHWM'), status_bytes('VmRSS'), status_bytes('NoSuch'))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    peak, own, now, absent = done.stdout.split()
+    assert peak == own
+    assert int(peak) > 256 << 20 > int(now) > 0
+    assert absent == "None"
+    assert machine.status_bytes("VmRSS", pid=os.getpid()) is not None
+    assert machine.status_bytes("VmRSS", pid=2**22 + 1) is None  # larger than any process has
