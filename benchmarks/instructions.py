@@ -62,7 +62,7 @@ class Instructions:
     work: Path
     name: str = "instructions"
     steps: int = 60
-    learning_rates: Sequence[float] = (1.5e-4, 3e-4, 6e-4)
+    learning_rates: Sequence[float] = (7.5e-5, 1.5e-4, 3e-4)
     threads: int = available_cores()
 
     def prepared(self, _texts: str) -> Path:
