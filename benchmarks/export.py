@@ -10,7 +10,7 @@ for the first scheme with a matrix its measuring.
 
 Prints one JSON line last and writes `benchmarks/results/export.json`, leaving other models' rows there as they are.
 Rows: model, scheme, imatrix, file_bytes, bits_per_weight, fallbacks, kl_nats, top1, perplexity_change,
-decode_tokens_per_s, seconds, peak_rss_bytes.
+decode_tokens_per_s, seconds, peak_rss_bytes, revision.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ def measure(arguments: argparse.Namespace, scheme: Scheme, with_imatrix: bool) -
         "decode_tokens_per_s": speed["decode_tokens_per_s"],
         "seconds": made["seconds"],
         "peak_rss_bytes": made["peak_rss_bytes"],
+        "revision": revision(),
     }
 
 
