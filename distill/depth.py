@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @torch.inference_mode()
 def block_influence(model: PreTrainedModel, batch: Batch) -> list[float]:
     """Return how much each layer turns the hidden state: 1 - mean cosine over real tokens, one a layer."""
-    output = model.base_model(
+    output = model.get_decoder()(
         input_ids=batch.token_ids,
         attention_mask=batch.attention_mask,
         output_hidden_states=True,
@@ -42,7 +42,7 @@ def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
     Raises:
         DistillError: It keeps them in an unknown place.
     """
-    layers = getattr(model.base_model, "layers", None)
+    layers = getattr(model.get_decoder(), "layers", None)
     if not isinstance(layers, torch.nn.ModuleList):
         raise DistillError(
             f"cannot cut layers from a `{type(model).__name__}`",
@@ -83,8 +83,8 @@ def cut_layers(model: PreTrainedModel, kept: list[int]) -> None:
         DistillError: The model keeps its layers in an unknown place.
     """
     layers = layers_of(model)
-    model.base_model.layers = torch.nn.ModuleList(layers[index] for index in kept)
-    for index, layer in enumerate(model.base_model.layers):
+    model.get_decoder().layers = torch.nn.ModuleList(layers[index] for index in kept)
+    for index, layer in enumerate(model.get_decoder().layers):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):  # its place in the key-value cache
                 module.layer_idx = index

@@ -97,7 +97,7 @@ class Policy(torch.nn.Module):
         past = (
             run_shared(self.model, batch.token_ids[:1, :shared], rows=len(batch.token_ids)) if shared else {}
         )
-        output = self.model.base_model(
+        output = self.model.get_decoder()(
             input_ids=batch.token_ids[:, shared:],
             attention_mask=batch.attention_mask,
             use_cache=bool(shared),
@@ -111,7 +111,7 @@ class Policy(torch.nn.Module):
 def _check_plain_head(model: PreTrainedModel) -> None:
     token_ids = torch.arange(2, device=model.get_output_embeddings().weight.device).unsqueeze(0)
     logits = model(input_ids=token_ids, use_cache=False).logits.float()
-    hiddens = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
+    hiddens = model.get_decoder()(input_ids=token_ids, use_cache=False).last_hidden_state
     expected = (hiddens @ model.get_output_embeddings().weight.T).float()
     # Same product twice: only another order of summation may differ.
     if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-2):

@@ -153,7 +153,7 @@ def trim_model(model: PreTrainedModel, new_ids: Mapping[int, int]) -> None:
     embedding.num_embeddings = head.out_features = len(new_ids)
     if embedding.padding_idx is not None:
         embedding.padding_idx = new_ids.get(embedding.padding_idx)
-    for part in (model.config, model, model.base_model):
+    for part in (model.config, model, model.get_decoder()):
         if hasattr(part, "vocab_size"):
             part.vocab_size = len(new_ids)
 

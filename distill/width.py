@@ -159,7 +159,7 @@ def _measure(
 
     hooks = [module.register_forward_pre_hook(keep) for module in modules]
     try:
-        model.base_model(input_ids=batch.token_ids, attention_mask=batch.attention_mask, use_cache=False)
+        model.get_decoder()(input_ids=batch.token_ids, attention_mask=batch.attention_mask, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -193,7 +193,7 @@ def _attentions(model: PreTrainedModel) -> list[Any]:
 
 
 def _parts(model: PreTrainedModel, name: str, projections: Sequence[str]) -> list[Any]:
-    parts = [getattr(layer, name, None) for layer in getattr(model.base_model, "layers", [])]
+    parts = [getattr(layer, name, None) for layer in getattr(model.get_decoder(), "layers", [])]
     for part in parts or [None]:
         if not all(isinstance(getattr(part, key, None), torch.nn.Linear) for key in projections):
             raise _unknown(model, name, part)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from ammd.distill.batches import build_batch
 from ammd.distill.checkpoint import load_model, load_tokenizer, save_checkpoint
 from ammd.distill.depth import block_influence, cut_layers, kept_layers
+from ammd.distill.policy import Policy
 from ammd.errors import DistillError
 
 BATCH = build_batch([((1, 20, 30), (40, 2)), ((1, 50), (60, 70, 2))])
@@ -54,3 +56,26 @@ def test_cut_student_survives_saving_and_equals_the_teacher_without_the_idle_lay
     assert student.config.num_hidden_layers == 3
     with torch.inference_mode():
         torch.testing.assert_close(student(input_ids=BATCH.token_ids).logits, expected)
+
+
+def test_gemma_whose_decoder_goes_by_another_name_is_cut_and_read() -> None:
+    types = ["sliding_attention", "full_attention"] * 2
+    config = Gemma3TextConfig(
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        sliding_window=8,
+        layer_types=types,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    kept = kept_layers(block_influence(model, BATCH), 3)
+    cut_layers(model, kept)
+    assert model.config.layer_types == [types[index] for index in kept]
+    logits = model(input_ids=BATCH.token_ids, attention_mask=BATCH.attention_mask).logits
+    policy = Policy(model)
+    expected = logits[BATCH.state_mask]
+    assert torch.allclose(policy.forward(BATCH) @ policy.head.T, expected, atol=1e-5)
