@@ -48,7 +48,7 @@ from ammd.runtime.verify import VerifyInputs, measure_files
 Make = Callable[[Path], Path]  # fills an empty folder and returns the file, or folder, that a user would ship
 
 # As the builder quantizes when it is told nothing but `-p int4`.
-PLAIN = OnnxSettings(symmetric=True, head="int4", sensitive_layers="int4")
+PLAIN = OnnxSettings(algorithm="mlas", symmetric=True, head="int4", sensitive_layers="int4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

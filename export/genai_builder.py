@@ -20,7 +20,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .builder_memory import quantize_from_disk, round_in_pieces
+from .builder_memory import (
+    quantize_from_disk,
+    round_columns_in_pieces,
+    round_in_pieces,
+    write_in_pieces,
+)
 from .mapped_files import released_mappings
 
 _BUILDER = "onnxruntime_genai.models.builder"
@@ -38,11 +43,15 @@ def main(arguments: Sequence[str]) -> None:
     _wrap(module["base"].Model, "make_rotary_embedding_caches", _with_unscaled_local)
     _wrap(module["mistral"].MistralModel, "__init__", _with_windows)
     _wrap(module["smollm"].SmolLM3Model, "make_attention", _without_rope_where_said)
+    _wrap(module["base"].Model, "make_tied_quantized_embedding_input_names", _with_names_as_written)
     _keep_rope_scaling(module["base"].Model, module["llama"].LlamaModel)
     scratch = Path(arguments[0])
+    write_in_pieces(module["base"].Model)
     quantize_from_disk(module["base"].Model, scratch)
     rounding = importlib.import_module("onnxruntime.quantization.neural_compressor.weight_only")
     round_in_pieces(rounding, scratch)
+    own = importlib.import_module("onnxruntime.quantization.matmul_nbits_quantizer")
+    round_columns_in_pieces(own.DefaultWeightOnlyQuantizer, scratch)
     sys.argv = [_BUILDER, *arguments[1:]]
     with released_mappings():
         runpy.run_module(_BUILDER, run_name="__main__")
@@ -90,6 +99,15 @@ def _without_rope_where_said(
     self.attention_attrs["rope"] = bool(self.no_rope_layers[layer_id])
     original(self, layer_id, *arguments, **options)
     self.attention_attrs["rope"] = rope
+
+
+def _with_names_as_written(original: Any, self: Any) -> Any:
+    if self.quantization_algo != "default":
+        return original(self)
+    bits, *_ = original(self)
+    weights = "lm_head.MatMul.weight"
+    zero_points = "" if self.quant_attrs["is_symmetric"] else f"{weights}_zero_points"
+    return bits, f"{weights}_Q{bits}", f"{weights}_scales", zero_points
 
 
 def _keep_rope_scaling(base: Any, llama: Any) -> None:

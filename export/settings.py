@@ -62,8 +62,9 @@ class OnnxSettings(Settings):
 
     block_size: Literal[32, 64, 128] = 32
     """Weights of a row that share a scale; more make a smaller file that is further from the student."""
-    algorithm: Literal["rtn", "k_quant"] = "rtn"
-    """`rtn` rounds to the nearest, `k_quant` searches each block's scale and takes twice the time."""
+    algorithm: Literal["rtn", "k_quant", "mlas"] = "rtn"
+    """`rtn` rounds to the nearest, `k_quant` searches each block's scale and takes twice the time, `mlas` is ONNX
+    Runtime's rounding in C++, the builder's default: the nearest with symmetric blocks, else as `rtn` and faster."""
     symmetric: bool = False
     """Without zero points: a smaller file that is further from the student."""
     accuracy_level: Literal[0, 1, 2, 3, 4] = 4

@@ -26,11 +26,6 @@ _DOMAIN = "com.microsoft"
 def quantize_int4(model: ModelProto, settings: OnnxSettings) -> ModelProto:
     """Return the quantized model; the one given is used up."""
     from onnx import helper
-    from onnxruntime.quantization.matmul_nbits_quantizer import (
-        KQuantWeightOnlyQuantConfig,
-        MatMulNBitsQuantizer,
-        RTNWeightOnlyQuantConfig,
-    )
 
     lookup = find_lookup(model.graph)
     head = next(
@@ -39,22 +34,43 @@ def quantize_int4(model: ModelProto, settings: OnnxSettings) -> ModelProto:
     is_tied = lookup.input[0] == head.input[1]
     if not is_tied:
         quantize_lookup(model.graph)
-    algorithm = KQuantWeightOnlyQuantConfig if settings.algorithm == "k_quant" else RTNWeightOnlyQuantConfig
-    finer = {name: {"bits": 8} for name in finer_products(model.graph, settings)}
-    quantizer = MatMulNBitsQuantizer(
-        model,
-        block_size=settings.block_size,
-        is_symmetric=settings.symmetric,
-        accuracy_level=settings.accuracy_level,
-        algo_config=algorithm(customized_weight_config=finer),
-    )
-    quantizer.process()
-    quantized: ModelProto = quantizer.model.model
-    if is_tied:
+    kept = [head.name] if settings.head == "float32" else []
+    quantized = _quantize_products(model, settings, finer=finer_products(model.graph, settings), kept=kept)
+    if is_tied and not kept:
         _share_lookup(quantized.graph, head_name=head.name)
     if not any(entry.domain == _DOMAIN for entry in quantized.opset_import):
         quantized.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
     return quantized
+
+
+def _quantize_products(
+    model: ModelProto, settings: OnnxSettings, *, finer: Sequence[str], kept: Sequence[str]
+) -> ModelProto:
+    """Give each product MatMulNBits' 4 bits, those in `finer` 8 bits, and leave those in `kept` as they are."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        KQuantWeightOnlyQuantConfig,
+        MatMulNBitsQuantizer,
+        RTNWeightOnlyQuantConfig,
+    )
+
+    def quantized(model: ModelProto, **options: Any) -> ModelProto:
+        quantizer = MatMulNBitsQuantizer(
+            model,
+            block_size=settings.block_size,
+            is_symmetric=settings.symmetric,
+            accuracy_level=settings.accuracy_level,
+            **options,
+        )
+        quantizer.process()
+        made: ModelProto = quantizer.model.model
+        return made
+
+    if settings.algorithm == "mlas":  # one width at a time
+        model = quantized(model, bits=4, nodes_to_exclude=[*kept, *finer])
+        return quantized(model, bits=8, nodes_to_exclude=kept) if finer else model
+    algorithm = KQuantWeightOnlyQuantConfig if settings.algorithm == "k_quant" else RTNWeightOnlyQuantConfig
+    bits = {name: {"bits": 8} for name in finer}
+    return quantized(model, nodes_to_exclude=kept, algo_config=algorithm(customized_weight_config=bits))
 
 
 def finer_products(graph: GraphProto, settings: OnnxSettings) -> list[str]:

@@ -27,15 +27,20 @@ from .shared_embedding import share_embedding
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
 _BUILT_AS = {"fp16": "fp32"}  # what is stored otherwise than the builder writes it
+_BUILDER_NAMES = {"mlas": "default"}  # which it is not here
 
 # Measured on SmolLM2-135M-Instruct with genai 0.18: size of the folder and mean KL to the float32 model over
 # 512 response tokens. In blocks of 32 all decode at one speed within the spread of the measurement.
-#     symmetric, round to nearest (the builder's default)     90 MB   0.364 nats
+#     symmetric, round to nearest                             90 MB   0.364 nats
 #     asymmetric                                              92 MB   0.346
 #     asymmetric, sensitive layers int8                      103 MB   0.250
 #     asymmetric, sensitive layers and head int8             117 MB   0.182   <- chosen
 #     the same with k_quant, twice the time to build         117 MB   0.182
 #     the chosen one in blocks of 16, a fifth slower         137 MB   0.147
+# `mlas` beside them, on the quickstart's student (113 M weights, 16 held-out texts), with the seconds to build:
+#     the chosen one: rtn, k_quant, mlas                     102 MB   0.0974, 0.0971, 0.0971   12, 26, 8 s
+#     the same, symmetric: rtn, mlas                        99.5 MB   0.135, 0.103
+#     symmetric, all of it int4: rtn, mlas                  76.7 MB   0.378, 0.274
 # Sensitive layers are those that llama.cpp's Q4_K_M keeps finer as well. The tied embedding is stored once.
 
 # Builders before 0.18 have other names (some accepted later, but not obeyed) and tie the embedding to an int8
@@ -108,7 +113,7 @@ def check_blocks(checkpoint: Path, settings: OnnxSettings, *, scheme: str) -> No
     Raises:
         ExportError: A matrix has such rows.
     """
-    if settings.symmetric and settings.algorithm == "rtn":
+    if settings.symmetric and settings.algorithm != "k_quant":
         return  # no zero points
     size = settings.block_size
     for name, weights in read_checkpoint_facts(checkpoint).row_weights.items():
@@ -135,11 +140,16 @@ def builder_options(precision: str, settings: OnnxSettings) -> tuple[str, ...]:
             f"onnxruntime-genai {importlib.metadata.version('onnxruntime-genai')} cannot build `onnx-int8`",
             hint="install onnxruntime-genai 0.18 or later, or leave the scheme out",
         )
+    if not is_new and settings.algorithm == "mlas":
+        raise ExportError(
+            f"onnxruntime-genai {importlib.metadata.version('onnxruntime-genai')} cannot round with `mlas`",
+            hint="install onnxruntime-genai 0.18 or later, or set `export.onnx.algorithm` to `rtn`",
+        )
     prefix = "" if is_new else "int4_"
     options = [
         f"{prefix}block_size={settings.block_size}",
         f"{prefix}accuracy_level={settings.accuracy_level}",
-        f"{prefix}algo_config={settings.algorithm}",
+        f"{prefix}algo_config={_BUILDER_NAMES.get(settings.algorithm, settings.algorithm)}",
         f"{prefix}is_symmetric={str(settings.symmetric).lower()}",
         "hf_token=false",
     ]

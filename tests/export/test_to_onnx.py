@@ -155,6 +155,21 @@ def test_an_old_builder_is_not_asked_for_int8(monkeypatch: pytest.MonkeyPatch) -
         to_onnx.builder_options("int8", OnnxSettings())
 
 
+def test_an_old_builder_is_not_asked_for_mlas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(to_onnx.importlib.metadata, "version", lambda _: "0.14.1")
+    with pytest.raises(ExportError, match=r"onnxruntime-genai 0\.14\.1 cannot round with `mlas`"):
+        to_onnx.builder_options("int4", OnnxSettings(algorithm="mlas"))
+
+
+@needs_new_builder
+def test_mlas_under_an_int8_head_gives_the_tokens_of_torch_and_the_embedding_once(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    write_onnx(tiny_checkpoint, tmp_path / "m", settings=OnnxSettings(algorithm="mlas"))
+    test_tied_embedding_is_stored_once(tmp_path / "m")
+    test_genai_gives_the_tokens_and_logits_of_torch(tmp_path / "m", tiny_checkpoint)
+
+
 def test_rows_of_an_odd_number_of_blocks_are_refused_before_any_work(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
