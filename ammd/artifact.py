@@ -105,6 +105,20 @@ def list_files(folder: Path) -> tuple[FileRecord, ...]:
     )
 
 
+def whole_record(path: Path) -> FileRecord:
+    """Return a record of one file, or of a folder as a whole: all bytes in it, and one hash over names and contents.
+
+    Raises:
+        ArtifactError: There is nothing.
+    """
+    if not path.is_dir():
+        return FileRecord(path=path.name, sha256=hash_file(path), bytes=path.stat().st_size)
+    records = list_files(path)
+    return FileRecord(
+        path=path.name, sha256=hash_records(records), bytes=sum(record.bytes for record in records)
+    )
+
+
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
     """Give a temporary sibling of `target` to write into; it is removed unless `publish` took it.
@@ -205,14 +219,14 @@ def is_published(folder: Path) -> bool:
     return isinstance(document, dict) and document.get("schema") == MANIFEST_SCHEMA
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Read a folder's manifest and check that every file is there with the bytes it names.
+def load_manifest(folder: Path, *, suffix: str = "") -> Manifest:
+    """Read a folder's manifest and check that its files, or those that end in `suffix`, have the bytes it names.
 
     Raises:
         ArtifactError: No manifest, another schema, or a file is missing, truncated or altered.
     """
     manifest = read_manifest(folder)
-    check_files(folder, manifest.files)
+    check_files(folder, tuple(record for record in manifest.files if record.path.endswith(suffix)))
     return manifest
 
 

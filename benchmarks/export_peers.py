@@ -32,7 +32,7 @@ from native import build_tool
 from native import run as run_command
 from parts import run
 
-from ammd.artifact import list_files
+from ammd.artifact import whole_record
 from ammd.errors import ParityError
 from ammd.export.llama_source import CONVERTER, source_tree
 from ammd.export.quantize_gguf import quantize_gguf
@@ -110,7 +110,6 @@ def measure(pair: Pair, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def quality(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return bytes, KL and top-1 agreement of a file."""
-    files = list_files(path) if path.is_dir() else ()
     artifact = ArtifactRef(name="file", path=path)  # a name without a limit: it is only measured
     proofs = measure_files(
         VerifyInputs(checkpoint=arguments.checkpoint, heldout=arguments.heldout, artifacts=(artifact,)),
@@ -118,7 +117,7 @@ def quality(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         path.parent,
     )["file"]
     return {
-        "file_bytes": sum(record.bytes for record in files) if files else path.stat().st_size,
+        "file_bytes": whole_record(path).bytes,
         "kl_nats": proofs["kl_nats"],
         "top1": proofs["top1_agreement"],
     }

@@ -53,7 +53,7 @@ def write_in_pieces(model_class: Any) -> None:
 
     make = model_class.make_initializer
 
-    class Rows(onnx_ir.LazyTensor):  # type: ignore[misc]
+    class Rows(onnx_ir.LazyTensor):
         """A matrix that is a view of the checkpoint's until it is asked for."""
 
         def __init__(self, whole: Any, source: torch.Tensor) -> None:
@@ -62,7 +62,8 @@ def write_in_pieces(model_class: Any) -> None:
 
         def tofile(self, file: Any) -> None:
             step = max(1, _PIECE_WEIGHTS // self._source.shape[1])
-            for rows in self._source.split(step):
+            for first in range(0, len(self._source), step):
+                rows = self._source[first : first + step]
                 file.write(rows.detach().float().contiguous().numpy().data)
 
     @functools.wraps(make)

@@ -1,6 +1,6 @@
 """What a checkpoint's files say about themselves, read without loading a weight.
 
-safetensors files begin with a JSON header that names every tensor with its dtype and shape. That is enough to
+The headers of its safetensors files are enough to
 estimate the size of each exported file and to refuse, before any work, a checkpoint that would convert badly.
 """
 
@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ammd.errors import ArtifactError, ExportError
-
-_HEADER_LIMIT_BYTES = 100 << 20  # as the format's own reader has it
+from ammd.safetensors_header import HEAD, is_head_tied, read_headers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +40,13 @@ def read_checkpoint_facts(folder: Path) -> CheckpointFacts:
     config = read_json(folder / "config.json")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         read_json(folder / name)
-    tensors = _tensors(folder)
-    # Left out where a family ties by default, as in Gemma's and SmolLM3's own.
-    tied = bool(config.get("tie_word_embeddings", "lm_head.weight" not in tensors))
-    if tied and "lm_head.weight" in tensors:
+    tensors = read_headers(folder)
+    if not tensors:
+        raise ArtifactError(f"`{folder}` is not a checkpoint: no `*.safetensors`", path=str(folder))
+    tied = is_head_tied(config, tensors)
+    if tied and HEAD in tensors:
         raise ExportError(
-            f"`{folder}` says `tie_word_embeddings` but stores `lm_head.weight` as well",
+            f"`{folder}` says `tie_word_embeddings` but stores `{HEAD}` as well",
             hint="save it again with transformers' save_pretrained, which keeps one of the two",
         )
     return CheckpointFacts(
@@ -82,34 +81,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ArtifactError(f"`{path}` does not hold a JSON object", path=str(path))
     return document
-
-
-def _tensors(folder: Path) -> dict[str, Any]:
-    paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
-        raise ArtifactError(f"`{folder}` is not a checkpoint: no `*.safetensors`", path=str(folder))
-    tensors: dict[str, Any] = {}
-    for path in paths:
-        tensors.update(_header(path))
-    return tensors
-
-
-def _header(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > _HEADER_LIMIT_BYTES:
-                raise ArtifactError(f"`{path}` is damaged: its header claims {length} bytes", path=str(path))
-            header: dict[str, Any] = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise ArtifactError(f"`{path}` is damaged: no safetensors header", path=str(path)) from exc
-    if path.stat().st_size != end:
-        raise ArtifactError(
-            f"`{path}` is damaged: {path.stat().st_size} bytes, its header says {end}",
-            path=str(path),
-            expected=end,
-            found=path.stat().st_size,
-        )
-    return header

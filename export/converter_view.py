@@ -9,11 +9,12 @@ tokenizer class of its own, by which the converter no longer tells the byte-leve
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ammd.scratch import scratch_folder
 
 from .checkpoint_facts import read_json
 from .sentencepiece_model import adds_space, is_sentencepiece, write_model
@@ -34,8 +35,8 @@ def converter_view(checkpoint: Path) -> Iterator[Path]:
     if not added:
         yield checkpoint
         return
-    with tempfile.TemporaryDirectory(prefix="ammd-gguf-") as scratch:
-        view = Path(scratch) / checkpoint.resolve().name  # the converter takes metadata from the name
+    with scratch_folder() as scratch:
+        view = scratch / checkpoint.resolve().name  # the converter takes metadata from the name
         view.mkdir()
         for path in checkpoint.resolve().iterdir():
             if path.name not in added:

@@ -23,8 +23,12 @@ _ROOT = "vendor/llama.cpp/"
 _LEFT_OUT = ("models/", "docs/", "media/", "benches/", "tests/", ".github/", ".devops/")
 
 
-def source_tree() -> Path:
+def source_tree(*, suffix: str = "") -> Path:
     """Return the root of a llama.cpp source tree with its converter, its gguf-py and its C++ code.
+
+    Args:
+        suffix: Of the files that will be used: of the pinned source, those alone are checked. All take ten times as
+            long as the converter's own.
 
     Raises:
         ArtifactError: `LLAMA_CPP_DIR` is set, but no tree with the converter lies there.
@@ -47,7 +51,7 @@ def source_tree() -> Path:
             hint=f"install llama-cpp-python=={max(LLAMA_CPP_SOURCES)}, "
             f"or set {TREE_VARIABLE} to a llama.cpp source tree",
         )
-    return fetch_unpacked(pin, label="llama.cpp", pick=_pick)
+    return fetch_unpacked(pin, label="llama.cpp", pick=_pick, suffix=suffix)
 
 
 def _pick(name: str) -> str | None:

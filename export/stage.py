@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ammd.artifact import hash_file, hash_records, list_files
+from ammd.artifact import hash_file, whole_record
 from ammd.errors import ExportError
 from ammd.machine import check_free_disk
 from ammd.progress import progress
@@ -181,18 +181,17 @@ def _describe_imatrix(path: Path) -> dict[str, Any]:
 def _describe(
     scheme: Scheme, target: Path, facts: CheckpointFacts, *, meant: Mapping[str, str]
 ) -> dict[str, Any]:
+    whole = whole_record(target)
     if scheme in (*ONNX_SCHEMES, *STANDARD_SCHEMES):
-        files = list_files(target)
-        sizes = {record.path: record.bytes for record in files}
         return {
             "name": scheme.value,
             "format": "onnx-genai" if scheme in ONNX_SCHEMES else "onnx",
             "scheme": scheme.type_name,
             "path": target.name,
-            "bytes": sum(sizes.values()),
-            "sha256": hash_records(files),
+            "bytes": whole.bytes,
+            "sha256": whole.sha256,
             # Tables of the rotary embedding lie among the weights, about 2 MB; they are part of the cost.
-            "bits_per_weight": 8 * sizes[WEIGHTS] / facts.parameters,
+            "bits_per_weight": 8 * (target / WEIGHTS).stat().st_size / facts.parameters,
             "fallbacks": [],
         }
     mix = mix_of(scheme)
@@ -202,8 +201,8 @@ def _describe(
         "format": "gguf",
         "scheme": scheme.type_name,
         "path": target.name,
-        "bytes": target.stat().st_size,
-        "sha256": hash_file(target),
+        "bytes": whole.bytes,
+        "sha256": whole.sha256,
         "bits_per_weight": contents.bits_per_weight,
         "fallbacks": [asdict(fallback) for fallback in contents.fallbacks],
     }

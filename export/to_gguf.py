@@ -52,7 +52,7 @@ def write_gguf(
     """
     check_gguf(checkpoint, read_json(checkpoint / "config.json"))
     name = name_in_file(name, read_json(checkpoint / "tokenizer.json"))
-    tree = source_tree()
+    tree = source_tree(suffix=".py")
     options = ["--outtype", type_name, "--outfile", str(target), "--model-name", name]
     with converter_view(checkpoint) as view:
         run_module(

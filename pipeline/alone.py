@@ -6,7 +6,6 @@ what is not named (teacher, held-out prompts, where a student comes from) is fou
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +25,7 @@ from ammd.machine import library_versions
 from ammd.runtime.artifact_ref import EngineKind, choose_kind
 from ammd.runtime.bench_document import SCHEMA as BENCH_SCHEMA
 from ammd.runtime.verify import artifact_name
+from ammd.scratch import scratch_folder
 from ammd.settings import Settings
 
 from .cache import Stated, stage_key
@@ -42,8 +42,8 @@ def measure(stage: str, *, settings: Settings, inputs: Mapping[str, Any]) -> dic
     Raises:
         AmmdError: What the stage could not do.
     """
-    with tempfile.TemporaryDirectory(prefix="ammd-") as folder:
-        outcome = run_in_child(STAGES[stage], inputs=inputs, settings=settings, folder=Path(folder))
+    with scratch_folder() as folder:
+        outcome = run_in_child(STAGES[stage], inputs=inputs, settings=settings, folder=folder)
     return {"schema": _SCHEMAS.get(stage, f"ammd.{stage}/1"), **_costs(outcome), **outcome.results}
 
 

@@ -10,7 +10,6 @@ import json
 import logging
 import signal
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import ammd.errors
 from ammd.artifact import write_json
 from ammd.errors import AmmdError
+from ammd.scratch import scratch_folder
 from ammd.settings import Settings
 
 from .process_group import Ended, run_processes
@@ -54,9 +54,9 @@ def run_in_child(
             class that the stage table names.
         KeyboardInterrupt: Ctrl-C; the child and all it started have ended by then.
     """
-    with tempfile.TemporaryDirectory(prefix="ammd-") as desk:
-        answer = Path(desk, "answer.json")
-        job = Path(desk, "job.json")
+    with scratch_folder() as desk:
+        answer = desk / "answer.json"
+        job = desk / "job.json"
         write_json(
             job,
             {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ammd.artifact import hash_file, hash_records, list_files
+from ammd.artifact import whole_record
 from ammd.gguf_reader import open_gguf
 
 from .artifact_ref import EngineKind, detect_kind
@@ -20,12 +20,12 @@ _KINDS = {
 
 def describe_file(path: Path) -> dict[str, Any]:
     """Return flat JSON values; `weight_bytes` and `parameters` are None but for a GGUF, which states them."""
-    records = list_files(path) if path.is_dir() else ()
+    whole = whole_record(path)
     return {
         "name": path.resolve().name,
         "kind": _KINDS[detect_kind(path)],
-        "bytes": sum(record.bytes for record in records) if records else path.stat().st_size,
-        "sha256": hash_records(records) if records else hash_file(path),
+        "bytes": whole.bytes,
+        "sha256": whole.sha256,
         **_weights(path),
     }
 

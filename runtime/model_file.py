@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ammd.artifact import hash_file, hash_records, list_files
+from ammd.artifact import whole_record
 from ammd.errors import ArtifactError
 from ammd.gguf_reader import open_gguf
+from ammd.safetensors_header import is_head_tied, read_headers
 
 from .artifact_ref import EngineKind, detect_kind
 from .onnx_folder import read_json, read_onnx_folder
@@ -43,12 +44,8 @@ def read_model_file(path: Path) -> ModelFile:
         facts = _onnx_facts(path)
     else:
         facts = checkpoint_facts(path)
-    records = list_files(path) if path.is_dir() else ()
-    return ModelFile(
-        bytes=sum(record.bytes for record in records) if records else path.stat().st_size,
-        sha256=hash_records(records) if records else hash_file(path),
-        **facts,
-    )
+    whole = whole_record(path)
+    return ModelFile(bytes=whole.bytes, sha256=whole.sha256, **facts)
 
 
 def checkpoint_facts(folder: Path) -> dict[str, Any]:
@@ -61,22 +58,8 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
     return {
         "vocab_size": config.get("vocab_size"),
         "context_tokens": config.get("max_position_embeddings"),
-        "tied_head": bool(config.get("tie_word_embeddings", _has_no_head(folder))),
+        "tied_head": is_head_tied(config, read_headers(folder)),
     }
-
-
-def _has_no_head(folder: Path) -> bool:
-    """Tell whether the weights are there without a head: a family that ties by default leaves its word for it out."""
-    from safetensors import SafetensorError, safe_open
-
-    names: set[str] = set()
-    for path in folder.glob("*.safetensors"):
-        try:
-            with safe_open(path, framework="numpy") as tensors:
-                names.update(tensors.keys())
-        except (OSError, SafetensorError) as exc:
-            raise ArtifactError(f"`{path}` is damaged: {exc}", path=str(path)) from exc
-    return bool(names) and "lm_head.weight" not in names
 
 
 def _gguf_facts(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ammd.artifact import write_json
 from ammd.errors import ParityError
 from ammd.machine import available_cores
 from ammd.progress import progress
+from ammd.scratch import scratch_folder
 
 from .artifact_ref import ArtifactRef, EngineKind
 from .child import call
@@ -73,8 +74,8 @@ def verify_file(
     """
     artifact = ArtifactRef(name=artifact_name(path), path=path, engine=engine)
     inputs = VerifyInputs(checkpoint=against, heldout=heldout, artifacts=(artifact,))
-    with tempfile.TemporaryDirectory(prefix="ammd-verify-") as folder:
-        return measure_files(inputs, settings, Path(folder))[artifact.name]
+    with scratch_folder() as folder:
+        return measure_files(inputs, settings, folder)[artifact.name]
 
 
 def artifact_name(path: Path) -> str:

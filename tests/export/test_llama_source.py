@@ -60,10 +60,8 @@ def test_missing_llama_cpp_python_is_an_error(monkeypatch: pytest.MonkeyPatch) -
         llama_source.source_tree()
 
 
-def test_tree_is_taken_from_the_vendored_folder_without_samples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    members = [*NEEDED, "src/llama.cpp", "LICENSE", "models/big.gguf", "docs/a.md", "tests/t.cpp"]
+def _pin_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: list[str]) -> None:
+    """Let version 1.0 be installed, whose archive lies in the offline folder and has these empty files."""
     archive = tmp_path / "source-1.0.tar.gz"
     with tarfile.open(archive, "w:gz") as opened:
         for name in [f"source-1.0/vendor/llama.cpp/{member}" for member in members] + ["source-1.0/setup.py"]:
@@ -74,9 +72,34 @@ def test_tree_is_taken_from_the_vendored_folder_without_samples(
     _set_version(monkeypatch, "1.0")
     monkeypatch.setenv("AMMD_OFFLINE_DIR", str(tmp_path))
     monkeypatch.setenv("AMMD_CACHE", str(tmp_path / "cache"))
+
+
+def test_tree_is_taken_from_the_vendored_folder_without_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [*NEEDED, "src/llama.cpp", "LICENSE", "models/big.gguf", "docs/a.md", "tests/t.cpp"]
+    _pin_archive(tmp_path, monkeypatch, members)
     tree = llama_source.source_tree()
     found = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
     assert found == {*NEEDED, "src/llama.cpp", "LICENSE", "manifest.json"}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "altered", "is_mended"),
+    [
+        (".py", NEEDED[0], True),
+        (".py", "src/llama.cpp", False),  # not used, so not looked at
+        ("", "src/llama.cpp", True),
+    ],
+)
+def test_what_will_be_used_is_checked_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, altered: str, is_mended: bool
+) -> None:
+    _pin_archive(tmp_path, monkeypatch, [*NEEDED, "src/llama.cpp"])
+    tree = llama_source.source_tree()
+    (tree / altered).write_bytes(b"x")
+    assert llama_source.source_tree(suffix=suffix) == tree
+    assert (tree / altered).read_bytes() == (b"" if is_mended else b"x")
 
 
 def test_installed_version_has_a_pin() -> None:

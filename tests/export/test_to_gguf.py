@@ -217,7 +217,7 @@ def test_weight_that_f16_cannot_hold_is_refused(tmp_path: Path, monkeypatch: pyt
     writer.close()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_text("{}")
-    monkeypatch.setattr(to_gguf, "source_tree", lambda: tmp_path)
+    monkeypatch.setattr(to_gguf, "source_tree", lambda **_: tmp_path)
     monkeypatch.setattr(to_gguf, "run_module", lambda *_, **__: None)
     with pytest.raises(ExportError, match=r"tensor `blk\.0\.ffn_up\.weight` holds a weight that F16 cannot"):
         write_gguf(tmp_path, tmp_path / "a.gguf", name="a")
