@@ -19,8 +19,9 @@ from ammd.runtime.row_formats import FORMATS
 from ammd.runtime.settings import BenchSettings
 
 from .alone import part_of_run
+from .bench_cells import cells_of, check_measured
 from .cli_options import emit
-from .table import facts_table, gate_table
+from .table import cells_table, facts_table, gate_table
 
 _SEED = 0  # of the gate's intervals
 
@@ -72,19 +73,23 @@ def report(
     """Print a benchmark and, with a baseline, the comparison; what was measured is printed whatever came of that.
 
     Raises:
-        NotComparableError: Engine or kind of file are not those of the baseline.
+        EngineError: A model could not be measured.
+        NotComparableError: Engine or kind of file are not those of the baseline, or a row is invalid.
         BudgetExceededError: A number has regressed.
     """
     current = parse_document(document, label="ammd bench")
     gate, refusal = _compared(baseline, current, max_regression=max_regression)
     if gate:
         document["gate"] = gate.as_json()
+    cells = cells_of(document["bench"])
     if form in FORMATS:
         click.echo(FORMATS[form](bench_rows(current, proofs=proofs)), nl=False)
     else:
-        emit(document, lambda: [facts_table(document["bench"], title="bench")], as_json=form == "json")
+        tables = (facts_table(document["bench"], title="bench"), *([cells_table(cells)] if cells else []))
+        emit(document, lambda: tables, as_json=form == "json")
     if refusal:
         raise refusal
+    check_measured(cells)
     if gate:
         _print_gate(gate, to_stderr=form != "table")
         check(gate)
@@ -110,6 +115,8 @@ def _print_gate(gate: Gate, *, to_stderr: bool) -> None:
 
     stream = sys.stderr if to_stderr else sys.stdout
     Console(file=stream, width=None if stream.isatty() else 200).print(gate_table(gate.as_json()))
+    for text in gate.noisy:
+        click.echo(text, err=to_stderr)
     for where, names in (("baseline", gate.only_in_baseline), ("benchmark", gate.only_in_current)):
         if names:
             click.echo(f"only in the {where}: {'; '.join(names)}", err=to_stderr)

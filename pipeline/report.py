@@ -16,6 +16,7 @@ from typing import Any
 from ammd.artifact import write_json
 from ammd.errors import ArtifactError
 
+from .bench_cells import cells_of_run
 from .cache import Done
 from .columns import show, used_columns, value_of
 from .file_notes import file_notes
@@ -94,6 +95,7 @@ def render_report(
         summary=summary,
         columns=columns,
         table=[(row["name"], [show(value_of(row, column), column) for column in columns]) for row in rows],
+        cells=cells_of_run(summary),
         plots=[(plot.title, plot.caption, Markup(plot.svg)) for plot in plots],
         parity=_facts(summary["artifacts"], "parity"),
         notes={row["name"]: file_notes(row) for row in summary["artifacts"]},

@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .bench_cells import FAILED, BenchCell
 from .columns import Better, Column, show, used_columns, value_of
 
 if TYPE_CHECKING:
@@ -132,6 +133,26 @@ def facts_table(results: Mapping[str, Mapping[str, Any]], *, title: str) -> Tabl
             if not isinstance(value, dict | list):
                 table.add_row(escape(label), key, _plain(value))
                 label = ""
+    return table
+
+
+def cells_table(cells: Sequence[BenchCell]) -> Table:
+    """Return how good each measurement is, and why it is not better; what is not good stands out."""
+    headings = ["threads", "processes", "passes", "warm-up", "measurement", "because"]
+    table = _table("how good these numbers are", "model", headings)
+    table.columns[-1].justify = "left"
+    styles = {"good": "green", "noisy": "yellow", "invalid": "bold red", FAILED: "bold red"}
+    for cell in cells:
+        again = f" + {cell.replaced}" if cell.replaced else ""
+        table.add_row(
+            escape(cell.model),
+            str(cell.threads),
+            f"{cell.processes}{again}",
+            str(cell.passes),
+            str(cell.warmup_passes),
+            f"[{styles[cell.state]}]{cell.state}[/]",
+            escape(cell.why),
+        )
     return table
 
 

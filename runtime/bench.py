@@ -1,9 +1,9 @@
 """The bench stage: load time, first token, tokens a second and peak memory of each model.
 
-Each model and thread count is measured in fresh processes while this one sleeps, in rounds: one process of each, then
-the next of each, so that a machine that slows down does so for all. A row holds medians over all samples with their
-spread and interval, and the raw samples by process. Rates are what a user gets from this project's engine, the choice
-of the likeliest token included; text output is not.
+Each model and thread count is measured in fresh processes while this one sleeps (`rounds`). A row holds medians over
+all samples with their spread and intervals, the raw samples by process, what was thrown away, and how good the
+measurement is (`validity`); of a cell that could not be measured, how it ended. Rates are what a user gets from this
+project's engine, the choice of the likeliest token included; text output is not.
 
 A model's record is the row with the most threads; `rows` holds all of them, `file` says what was measured.
 """
@@ -13,19 +13,20 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ammd.artifact import write_json
 from ammd.machine import available_cores, describe_machine
-from ammd.progress import progress
 
 from .artifact_ref import ArtifactRef
-from .bootstrap import median_interval
+from .bootstrap import median_interval, next_interval
 from .child import call
 from .file_facts import describe_file
+from .rounds import Cell, Course, Process, measure_cells
 from .settings import BenchSettings
+from .validity import Validity, rule_as_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,42 +47,89 @@ def run(inputs: BenchInputs, settings: BenchSettings, folder: Path) -> dict[str,
 
     Raises:
         ArtifactError: A model is missing.
-        EngineError: A model cannot be loaded or run, or its process was killed.
+        EngineError: An engine cannot run what it is to.
     """
     bench = measure_artifacts(inputs.artifacts, settings)
     write_json(folder / "bench.json", bench)
-    return {"bench": bench, "machine": describe_machine()}
+    return {"bench": bench, "machine": describe_machine(), "validity_rule": rule_as_json()}
 
 
 def measure_artifacts(artifacts: Sequence[ArtifactRef], settings: BenchSettings) -> dict[str, Any]:
     """Return a record for each model.
 
+    A model that cannot be loaded or run, or whose process is killed, has rows that tell so.
+
     Raises:
         ArtifactError: A model is missing.
-        EngineError: A model cannot be loaded or run, or its process was killed.
+        EngineError: An engine cannot run what it is to.
     """
     for artifact in artifacts:
         _ = artifact.kind  # a missing one, or one that the engine cannot run, is reported before any work
     counts = thread_counts(settings.threads, available=available_cores())
-    cells = list(itertools.product(artifacts, counts))
-    samples: dict[tuple[str, int], list[dict[str, Any]]] = {(one.name, threads): [] for one, threads in cells}
-    total = len(cells) * settings.processes
-    with progress("bench", total) as report:
-        for done in range(total):
-            artifact, threads = cells[done % len(cells)]
-            report(done, f"{artifact.name}, {threads} threads")
-            request = settings.model_dump() | {
-                "path": str(artifact.path),
-                "engine": artifact.kind.value,
-                "threads": threads,
-            }
-            samples[artifact.name, threads].append(call("bench_child:measure", request))
-        report(total)
+    cells = [Cell(artifact=artifact, threads=threads) for artifact in artifacts for threads in counts]
+    courses = measure_cells(cells, settings, measure=lambda cell: _measure(cell, settings))
     bench: dict[str, Any] = {}
     for artifact in artifacts:
-        rows = [summarize(samples[artifact.name, threads], settings, threads=threads) for threads in counts]
+        rows = [
+            build_row(cell, course, settings)
+            for cell, course in zip(cells, courses, strict=True)
+            if cell.artifact is artifact
+        ]
         bench[artifact.name] = {**rows[-1], "rows": rows, "file": describe_file(artifact.path)}
     return bench
+
+
+def _measure(cell: Cell, settings: BenchSettings) -> dict[str, Any]:
+    """Measure a cell in a fresh process.
+
+    Raises:
+        EngineError: The model cannot be loaded or run, or its process was killed.
+    """
+    request = {
+        "path": str(cell.artifact.path),
+        "engine": cell.artifact.kind.value,
+        "threads": cell.threads,
+    }
+    return call("bench_child:measure", settings.model_dump() | request)
+
+
+def build_row(cell: Cell, course: Course, settings: BenchSettings) -> dict[str, Any]:
+    """Return a cell's row, from how its measurement went."""
+    if course.failure:
+        return {
+            "engine": cell.artifact.kind.value,
+            "threads": cell.threads,
+            "prompt_tokens": settings.prompt_tokens,
+            "decode_tokens": settings.decode_tokens,
+            "failure": asdict(course.failure),
+            "validity": Validity.INVALID.value,
+            "validity_reasons": [course.failure.ended],
+            "processes": 0,
+            "replaced": [_kept(one, settings) for one in course.processes],
+        }
+    counted, judgement = course.counted(settings), course.judgement(settings)
+    measured = [one.measured for one in counted]
+    return summarize(measured, settings, threads=cell.threads) | {
+        "validity": judgement.validity.value,
+        "validity_reasons": list(judgement.reasons),
+        "stopped_by": course.stopped_by.value if course.stopped_by else None,
+        "passes_stopped_by": [one["stopped_by"] for one in measured],
+        "warmup_passes": [len(one["discarded"]["ttft_s"]) for one in measured],
+        "warmed_up_by": [one["warmed_up_by"] for one in measured],
+        "discarded": [_rates(one["discarded"], settings) for one in measured],
+        "noise": [one.noise for one in counted],
+        "replaced": [_kept(one, settings) for one in course.replaced(settings)],
+    }
+
+
+def _kept(process: Process, settings: BenchSettings) -> dict[str, Any]:
+    """Return what is told of a process that does not count."""
+    return {
+        "validity": process.judgement.validity.value,
+        "validity_reasons": list(process.judgement.reasons),
+        "noise": process.noise,
+        "samples": _rates(process.measured, settings),
+    }
 
 
 def thread_counts(asked: Sequence[int], *, available: int) -> tuple[int, ...]:
@@ -140,16 +188,19 @@ def spread(
 ) -> dict[str, float]:
     """Return the median of `name` over all samples and its 95 % interval, under names that start with it.
 
-    Median absolute deviation, minimum and maximum as well.
+    Where the median of another run will lie, median absolute deviation, minimum and maximum as well.
     """
     by_process = [one[name] for one in samples]
     values = list(itertools.chain.from_iterable(by_process))
     median = statistics.median(values)
     low, high = median_interval(by_process, generator=generator)
+    next_low, next_high = next_interval(by_process, generator=generator)
     return {
         name: median,
         f"{name}_low": low,
         f"{name}_high": high,
+        f"{name}_next_low": next_low,
+        f"{name}_next_high": next_high,
         f"{name}_mad": statistics.median(abs(value - median) for value in values),
         f"{name}_min": min(values),
         f"{name}_max": max(values),

@@ -1,6 +1,7 @@
 """One measurement: load a model, read a prompt and decode after it, several times. Runs in a child.
 
-The clock is an argument, so that the arithmetic is tested without waiting. What is timed:
+It warms up until passes agree and stops when enough are measured (`stopping`); what else the machine did meanwhile is
+told with them (`noise`). The clock is an argument, so that the arithmetic is tested without waiting. What is timed:
 
 - `load_s`: opening the engine, its library's import included
 - `ttft_s`: from the prompt as text to the first token's id: tokenize, prefill, choose
@@ -12,8 +13,8 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from ammd.machine import peak_rss_bytes, status_bytes
 
 from .artifact_ref import asked_kind
 from .engine import Engine, open_engine
+from .noise import Noise, between, read_counters
+from .stopping import PassPlan, StoppedBy, Times, WarmedUpBy, plan_of, stopped, warmed_up
 
 # Plain prose of this project's own: real tokens, the same for every engine with the same tokenizer.
 PARAGRAPH = (
@@ -41,11 +44,23 @@ class Pass:
     token_s: tuple[float, ...]  # one a decoded token
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passes:
+    """All passes of one process."""
+
+    discarded: tuple[Pass, ...]  # of the warm-up
+    warmed_up_by: WarmedUpBy
+    measured: tuple[Pass, ...]
+    stopped_by: StoppedBy
+    noise: Noise  # while they were measured
+
+
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     """Measure one model at one thread count. Runs in a child.
 
     Args:
-        request: `path`, `engine`, `threads`, `prompt_tokens`, `decode_tokens`, `repetitions`, `warmup`.
+        request: `path`, `engine`, `threads`, `prompt_tokens`, `decode_tokens`, `repetitions`, `warmup`, and the limits
+            of `stopping.plan_of`.
 
     Raises:
         EngineError: The model cannot be loaded or run.
@@ -62,27 +77,66 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     ) as engine:
         load_s = clock() - started
         text = prompt_text(engine, tokens=request["prompt_tokens"])
-        passes = [
-            time_pass(
+
+        def one_pass() -> Pass:
+            return time_pass(
                 engine,
                 text,
                 prompt_tokens=request["prompt_tokens"],
                 decode_tokens=request["decode_tokens"],
                 clock=clock,
             )
-            for _ in range(request["warmup"] + request["repetitions"])
-        ][request["warmup"] :]
+
+        passes = make_passes(one_pass, plan_of(request), clock=clock)
         return {
             "engine": engine.name,
             "measured_at": now,
             "settings": dict(engine.settings),
             "load_s": load_s,
-            "ttft_s": [one.ttft_s for one in passes],
-            "prefill_s": [one.prefill_s for one in passes],
-            "token_s": [list(one.token_s) for one in passes],
+            **_times(passes.measured),
+            "discarded": _times(passes.discarded),
+            "warmed_up_by": passes.warmed_up_by.value,
+            "stopped_by": passes.stopped_by.value,
+            "noise": asdict(passes.noise),
             "idle_rss_bytes": idle,
             **_peak(),
         }
+
+
+def make_passes(one_pass: Callable[[], Pass], plan: PassPlan, *, clock: Callable[[], float]) -> Passes:
+    """Make passes as `plan` has it; `clock` says how long the measured ones have lasted."""
+    discarded: list[Pass] = []
+    while (warmed_up_by := warmed_up(_deciding(discarded), plan)) is None:
+        discarded.append(one_pass())
+    looked = clock()
+    before = read_counters()
+    started = clock()
+    measured: list[Pass] = []
+    while (stopped_by := stopped(_deciding(measured), plan, seconds=clock() - started)) is None:
+        measured.append(one_pass())
+    return Passes(
+        discarded=tuple(discarded),
+        warmed_up_by=warmed_up_by,
+        measured=tuple(measured),
+        stopped_by=stopped_by,
+        noise=between(before, read_counters(), reading_s=started - looked),
+    )
+
+
+def _deciding(passes: Sequence[Pass]) -> Times:
+    """Return the times that have to be steady."""
+    return {
+        "prefill": [one.prefill_s for one in passes],
+        "decode": [sum(one.token_s) for one in passes],
+    }
+
+
+def _times(passes: Sequence[Pass]) -> dict[str, Any]:
+    return {
+        "ttft_s": [one.ttft_s for one in passes],
+        "prefill_s": [one.prefill_s for one in passes],
+        "token_s": [list(one.token_s) for one in passes],
+    }
 
 
 def prompt_text(engine: Engine, *, tokens: int) -> str:

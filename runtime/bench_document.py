@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -60,16 +60,14 @@ class Row(_Record):
     token_p95_s: Positive
     token_p99_s: Positive
     peak_rss_bytes: Count
+    validity: Literal["good", "noisy", "invalid"] | None = None  # None: measured before there was a rule
+    validity_reasons: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        lengths = {
-            len(rates)
-            for one in self.samples
-            for rates in (one.ttft_s, one.prefill_tokens_per_s, one.decode_tokens_per_s)
-        }
-        if len(lengths) != 1:
-            raise ValueError("processes have unequally many samples")
+        for one in self.samples:
+            if not len(one.ttft_s) == len(one.prefill_tokens_per_s) == len(one.decode_tokens_per_s):
+                raise ValueError("a process has unequally many samples")
         if len(self.samples) != self.processes:
             raise ValueError("there are not as many samples as processes")
         return self
@@ -77,6 +75,20 @@ class Row(_Record):
     def by_process(self, metric: str) -> tuple[tuple[float, ...], ...]:
         """Return the samples of `metric`, one tuple a process."""
         return tuple(getattr(one, metric) for one in self.samples)
+
+
+class Failure(_Record):
+    """How a process ended that brought no result."""
+
+    ended: str
+
+
+class FailedRow(_Record):
+    """One model at one thread count that could not be measured."""
+
+    engine: str  # library
+    threads: Count
+    failure: Failure
 
 
 class File(_Record):
@@ -94,7 +106,27 @@ class Model(_Record):
     """One model at every thread count."""
 
     file: File
-    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+    rows: tuple[Row, ...]
+    failures: tuple[FailedRow, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _part_failures(cls, document: Any) -> Any:
+        """Part the rows that tell of a failure from those with numbers."""
+        if not isinstance(document, dict) or not isinstance(document.get("rows"), list):
+            return document
+        rows = document["rows"]
+        failed = [isinstance(row, dict) and row.get("failure") is not None for row in rows]
+        return document | {
+            "rows": [row for row, is_failed in zip(rows, failed, strict=True) if not is_failed],
+            "failures": [row for row, is_failed in zip(rows, failed, strict=True) if is_failed],
+        }
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> Self:
+        if not self.rows and not self.failures:
+            raise ValueError("there are no rows")
+        return self
 
 
 class Machine(_Record):
@@ -112,7 +144,7 @@ class BenchDocument(_Record):
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """The rows of all models."""
+        """The rows of all models that have numbers."""
         return tuple(row for model in self.bench.values() for row in model.rows)
 
 

@@ -1,10 +1,10 @@
 """Is it slower than it was? One benchmark's samples against another's, with a verdict for each number.
 
 Two documents are compared only where nothing but the files and the version of the engine's library can have made the
-difference. The ratio of medians, current over baseline, has a 95 % interval from the samples of both (`bootstrap`). A
-number has regressed when the whole interval is worse than is allowed, so that noise fails nobody's build; where the
-limit lies in the interval the verdict is undecided, and more processes narrow it. Peak memory hardly varies from
-process to process and is judged by its ratio alone.
+difference, and where no row has failed or is `invalid`. The ratio of medians, current over baseline, has a 95 %
+interval from the samples of both (`bootstrap`). A number has regressed when the whole interval is worse than is
+allowed, so that noise fails nobody's build; where the limit lies in the interval the verdict is undecided, and more
+processes narrow it. Peak memory hardly varies from process to process and is judged by its ratio alone.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Gate:
     findings: tuple[Finding, ...]
     only_in_baseline: tuple[str, ...]  # models and thread counts
     only_in_current: tuple[str, ...]
+    noisy: tuple[str, ...]  # models and thread counts that are on either side, and why
 
     def as_json(self) -> dict[str, Any]:
         """Return the part of the document that is called `gate`."""
@@ -73,6 +74,7 @@ class Gate:
             "rows": rows,
             "only_in_baseline": list(self.only_in_baseline),
             "only_in_current": list(self.only_in_current),
+            "noisy": list(self.noisy),
         }
 
 
@@ -93,6 +95,7 @@ def check_plan(baseline: BenchDocument, settings: BenchSettings, *, machine: Map
             raise NotComparableError(
                 f"not comparable: {count} of at least {LEAST_PROCESSES} processes", hint=hint, found=count
             )
+    _refuse_failures({"the baseline": baseline})
     planned = settings.model_dump() | dict(machine)
     facts = [_device(baseline), *(_protocol(row) for row in baseline.rows)]
     _refuse(difference for known in facts for difference in _differences(known, planned, of=known))
@@ -110,8 +113,11 @@ def compare(
         generator: For the intervals.
 
     Raises:
-        NotComparableError: No model in common, or device, protocol, engine or kind of file differ.
+        NotComparableError: No model in common; device, protocol, engine or kind of file differ; or a row of either side
+            failed or is invalid.
     """
+    sides = {"the baseline": baseline, "this benchmark": current}
+    _refuse_failures(sides)
     old, new = _cells(baseline), _cells(current)
     shared = [key for key in old if key in new]
     if not shared:
@@ -123,9 +129,14 @@ def compare(
     device = _device(baseline)
     found = _differences(device, _device(current), of=device)
     for key in shared:
-        sides = [_facts(*cell) for cell in (old[key], new[key])]
-        found += _differences(sides[0], sides[1], of=sides[0] | sides[1])
+        before, after = (_facts(*cell) for cell in (old[key], new[key]))
+        found += _differences(before, after, of=before | after)
     _refuse(found)
+    marked = {
+        side: {_label(*key): row for key, (_, row) in cells.items() if key in shared}
+        for side, cells in zip(sides, (old, new), strict=True)
+    }
+    _refuse_invalid(marked)
     return Gate(
         max_regression=max_regression,
         findings=tuple(
@@ -135,6 +146,7 @@ def compare(
         ),
         only_in_baseline=tuple(_label(*key) for key in old if key not in new),
         only_in_current=tuple(_label(*key) for key in new if key not in old),
+        noisy=_marked(marked, "noisy"),
     )
 
 
@@ -228,6 +240,40 @@ def _refuse(differences: Iterable[str]) -> None:
             hint="measure the baseline anew on this machine with the same settings",
             differences=found,
         )
+
+
+def _refuse_failures(sides: Mapping[str, BenchDocument]) -> None:
+    failed = [
+        f"`{_label(model.file.name, row.threads)}` failed in {side}: {row.failure.ended}"
+        for side, document in sides.items()
+        for model in document.bench.values()
+        for row in model.failures
+    ]
+    if failed:
+        raise NotComparableError(
+            f"not comparable: {'; '.join(failed)}",
+            hint="leave the file out on both sides, or measure where it runs",
+            failures=failed,
+        )
+
+
+def _refuse_invalid(sides: Mapping[str, Mapping[str, Row]]) -> None:
+    if found := _marked(sides, "invalid"):
+        raise NotComparableError(
+            f"not comparable: {'; '.join(found)}",
+            hint="measure again while nothing else runs on this machine",
+            invalid=list(found),
+        )
+
+
+def _marked(sides: Mapping[str, Mapping[str, Row]], validity: str) -> tuple[str, ...]:
+    """Return what is said of each row with this verdict."""
+    return tuple(
+        f"`{label}` is {validity} in {side}: {', '.join(row.validity_reasons)}"
+        for side, rows in sides.items()
+        for label, row in rows.items()
+        if row.validity == validity
+    )
 
 
 def _label(name: str, threads: int) -> str:

@@ -2,7 +2,8 @@
 
 The first columns are all of llama-bench's, by its names and with its meanings, so that what reads it reads ours. What
 does not apply, or is not known, is the empty text there and not null: its compare script joins rows on equality, and
-in SQL null equals nothing. Ours follow; there null is null.
+in SQL null equals nothing. Ours follow; there null is null. What could not be measured has no row: the script reckons
+with every rate that it finds.
 
 Source: the list of fields in llama.cpp's tools/llama-bench/llama-bench.cpp.
 """
@@ -87,6 +88,8 @@ OURS: Mapping[str, type] = {
     "token_p95_s": float,
     "token_p99_s": float,
     "peak_rss_bytes": int,
+    "validity": str,
+    "validity_reasons": str,
     "kl_nats": float,
     "proofs": str,
 }
@@ -158,7 +161,13 @@ def _model_columns(name: str, model: Model) -> dict[str, Any]:
 def _engine_columns(row: Row) -> dict[str, Any]:
     """Return what the engine says of itself in llama-bench's words; an engine that says less leaves more empty."""
     options = row.settings
-    columns: dict[str, Any] = {"engine": row.engine, "n_threads": row.threads, "processes": row.processes}
+    columns: dict[str, Any] = {
+        "engine": row.engine,
+        "n_threads": row.threads,
+        "processes": row.processes,
+        "validity": row.validity,
+        "validity_reasons": "; ".join(row.validity_reasons) if row.validity else None,
+    }
     if "batch_tokens" in options:
         columns |= {"n_batch": options["batch_tokens"], "n_ubatch": options["batch_tokens"]}
     if "kv_cache_type" in options:

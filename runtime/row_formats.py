@@ -82,7 +82,7 @@ def _word(key: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda row: str(row[key] or "").replace("|", "\\|")
 
 
-_TEXT = ("model", "engine", "test", "proofs")
+_TEXT = ("model", "engine", "test", "validity", "proofs")
 _SHOWN: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "model": _word("model_type"),
     "size MiB": _number("file_bytes", ".2f", per_unit=_MIB),
@@ -99,6 +99,7 @@ _SHOWN: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "p95 ms": _number("token_p95_s", ".2f", per_unit=1e-3),
     "p99 ms": _number("token_p99_s", ".2f", per_unit=1e-3),
     "peak RSS MiB": _number("peak_rss_bytes", ".0f", per_unit=_MIB),
+    "validity": _word("validity"),
     "KL nats": _number("kl_nats", ".2g"),
     "proofs": _word("proofs"),
 }

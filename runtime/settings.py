@@ -61,10 +61,32 @@ class BenchSettings(Settings):
     """Tokens decoded after it."""
 
     processes: int = Field(default=3, ge=1)
-    """Fresh processes for each model and thread count; a comparison with a baseline needs 3."""
+    """Fresh processes for each model and thread count, at least; a comparison with a baseline needs 3."""
+
+    max_processes: int = Field(default=5, ge=1)
+    """More processes follow, up to this many, while the intervals of all processes together are too wide. Here and
+    below, a maximum under its minimum counts as the minimum."""
+
+    retries: int = Field(default=2, ge=0)
+    """Processes of a model and thread count, at most, that are measured again because others disturbed them."""
 
     repetitions: int = Field(default=5, ge=1)
-    """Measured passes in each process; the median over all is reported with its spread."""
+    """Measured passes in each process, at least; the median over all is reported with its spread."""
+
+    max_repetitions: int = Field(default=30, ge=1)
+    """And at most."""
+
+    min_seconds: float = Field(default=2.0, ge=0)
+    """How long the measured passes of a process last, at least."""
+
+    max_seconds: float = Field(default=20.0, ge=0)
+    """After this many no further pass begins, once there are `repetitions`."""
+
+    target_interval: float = Field(default=0.02, ge=0)
+    """Enough is measured when half the 95 % intervals of both medians, prefill and decode, are at most this share."""
 
     warmup: int = Field(default=1, ge=0)
-    """Passes before the first measured one."""
+    """Passes before the first measured one, at least."""
+
+    max_warmup: int = Field(default=10, ge=0)
+    """And at most: the warm-up ends once two passes in succession agree with the two before them within 3 %."""

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 
@@ -187,8 +188,12 @@ QUICK_BENCH = [
         "prompt_tokens": 8,
         "decode_tokens": 4,
         "processes": 3,
+        "max_processes": 3,
+        "retries": 0,
         "repetitions": 1,
+        "max_repetitions": 1,
         "warmup": 0,
+        "max_warmup": 0,
     }.items()
 ]
 
@@ -239,6 +244,42 @@ def test_gate_tells_a_slower_file_by_exit_code_table_and_json(
     code, out, _ = ammd("bench", model, "--baseline", baseline, "--format", "csv")
     assert code == 7
     assert [row["test"] for row in csv.DictReader(io.StringIO(out))] == ["pp128", "tg64"]
+
+
+def test_failed_and_noisy_cells_are_told_and_only_failed_ones_end_with_6(
+    ammd, tmp_path, recipe_path, bench_stage, bench_document
+):
+    model, baseline = recipe_path.parent / "teacher", tmp_path / "baseline.json"
+    document = bench_document()
+    bench_stage(document)
+    baseline.write_text(ammd("bench", model, "--json")[1])
+    row = document["bench"]["gguf-q8_0"]["rows"][0]
+    row |= {"validity": "noisy", "validity_reasons": ["7 % of it"], "warmup_passes": [4], "replaced": []}
+    bench_stage(document)
+    code, out, err = ammd("bench", model)
+    assert (code, err) == (0, "")
+    assert re.search(r"gguf-q8_0 +2 +3 +15 +4 +noisy +7 % of it", out)
+    code, out, _ = ammd("bench", model, "--format", "jsonl")
+    assert {line["validity"] for line in map(json.loads, out.splitlines())} == {"noisy"}
+    code, out, _ = ammd("bench", model, "--baseline", baseline)
+    assert (code, "is noisy in this benchmark: 7 % of it" in out) == (0, True)
+
+    failure = {"ended": "it was killed by SIGKILL", "message": "…", "hint": "close other programs"}
+    failed = {"engine": "llama.cpp", "threads": 2, "failure": failure, "validity": "invalid", "replaced": []}
+    failed |= {"validity_reasons": [failure["ended"]], "processes": 0}
+    document["bench"]["gone"] = {**failed, "rows": [failed], "file": document["bench"]["gguf-q8_0"]["file"]}
+    bench_stage(document)
+    for form, tests in (("json", 0), ("csv", 2), ("table", 0)):
+        code, out, err = ammd("bench", model, "--format", form)
+        assert code == 6
+        assert err.splitlines() == [
+            "error: `gone, 2 threads` could not be measured: it was killed by SIGKILL",
+            "hint: close other programs",
+        ]
+        assert out.count("pp128") + out.count("tg64") == tests  # what was measured is not lost
+    code, out, err = ammd("bench", model, "--baseline", baseline, "--json")
+    assert code == 6
+    assert "not comparable" in err
 
 
 def test_what_cannot_be_compared_exits_6_with_its_numbers(

@@ -42,7 +42,11 @@ threads = [1]
 prompt_tokens = 8
 decode_tokens = 4
 processes = 1
+max_processes = 1
+retries = 0
 repetitions = 1
+max_repetitions = 1
+max_warmup = 1
 """
 
 

@@ -10,12 +10,22 @@ import numpy as np
 import pytest
 
 from ammd.errors import ArtifactError, EngineError
-from ammd.runtime import bench, bench_child
+from ammd.runtime import bench, bench_child, validity
 from ammd.runtime.artifact_ref import ArtifactRef, EngineKind
+from ammd.runtime.bench_document import parse_document
 from ammd.runtime.settings import BenchSettings
+from ammd.runtime.stopping import plan_of
 
 SETTINGS = BenchSettings(
-    threads=(1,), prompt_tokens=20, decode_tokens=4, processes=1, repetitions=2, warmup=1
+    threads=(1,),
+    prompt_tokens=20,
+    decode_tokens=4,
+    processes=1,
+    max_processes=1,
+    retries=0,
+    repetitions=2,
+    max_repetitions=2,
+    max_warmup=1,
 )
 
 
@@ -27,6 +37,7 @@ def test_stage_measures_a_file_and_a_checkpoint(
         ArtifactRef(name="student", path=tiny_checkpoint),
     )
     results = bench.run(bench.BenchInputs(artifacts=artifacts), SETTINGS, tmp_path)
+    assert results["validity_rule"]["steal_share"]["invalid"] == validity.RULE["steal_share"].invalid
     assert json.loads((tmp_path / "bench.json").read_text()) == results["bench"]
     assert results["machine"]["cores"] >= results["bench"]["gguf-f16"]["threads"]
     row = results["bench"]["gguf-f16"]
@@ -44,12 +55,21 @@ def test_stage_measures_a_file_and_a_checkpoint(
     assert results["bench"]["student"]["file"]["kind"] == "checkpoint"
     assert row["peak_rss_bytes"] > row["idle_rss_bytes"] > 0
     assert row["settings"]["flash_attention"] is True
+    assert (row["warmup_passes"], row["warmed_up_by"]) == ([1], ["max_warmup"])
+    assert [len(one["ttft_s"]) for one in row["discarded"]] == [1]
+    assert (row["stopped_by"], row["passes_stopped_by"]) == ("max_processes", ["max_repetitions"])
+    assert row["validity"] in {"good", "noisy", "invalid"}
+    (noise,) = row["noise"]
+    assert noise["seconds"] > 0
+    assert 0 <= noise["harness_cpu_share"] < 1
     # torch's libraries alone are larger than all of llama.cpp
     assert results["bench"]["student"]["peak_rss_bytes"] > row["peak_rss_bytes"]
 
 
 def test_a_folder_is_measured_in_the_engine_that_is_asked_for(tiny_onnx: Path, tiny_gguf: Path) -> None:
-    settings = SETTINGS.model_copy(update={"repetitions": 1, "warmup": 0})
+    settings = SETTINGS.model_copy(
+        update={"repetitions": 1, "max_repetitions": 1, "warmup": 0, "max_warmup": 0}
+    )
     asked = {"path": tiny_onnx, "engine": EngineKind.ONNX_RUNTIME}
     row = bench.measure_artifacts([ArtifactRef(name="a", **asked)], settings)["a"]
     assert row["engine"].startswith("onnxruntime 1.")
@@ -63,11 +83,39 @@ def test_missing_file_is_refused_before_any_work(tmp_path: Path) -> None:
         bench.measure_artifacts([ArtifactRef(name="a", path=tmp_path / "gone.gguf")], SETTINGS)
 
 
-def test_damaged_file_is_an_engine_error(tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_is_a_row_and_the_rest_is_measured(tmp_path: Path, tiny_gguf: Path) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(b"nothing")
-    with pytest.raises(EngineError, match="cannot load"):
-        bench.measure_artifacts([ArtifactRef(name="a", path=path)], SETTINGS)
+    refs = [ArtifactRef(name="bad", path=path), ArtifactRef(name="good", path=tiny_gguf)]
+    rows = bench.measure_artifacts(refs, SETTINGS)
+    assert rows["good"]["decode_tokens_per_s"] > 0
+    (row,) = rows["bad"]["rows"]
+    assert "cannot load" in row["failure"]["ended"]
+    assert (row["validity"], row["validity_reasons"]) == ("invalid", [row["failure"]["ended"]])
+    assert (row["failure"]["exit_status"], row["failure"]["signal"]) == (None, None)
+    document = {"schema": "ammd.bench/2", "bench": rows, "machine": {"cpu": None, "cores": 1}}
+    read = parse_document(json.loads(json.dumps(document)), label="x")
+    assert [row.engine.split()[0] for row in read.rows] == ["llama.cpp"]
+    assert read.bench["bad"].failures[0].failure.ended == row["failure"]["ended"]
+
+
+def test_passes_that_do_not_count_are_told_apart() -> None:
+    """A model whose first passes are slow: they are thrown away, and only they."""
+    seconds = iter([2.0, 1.2, *[1.0] * 50])
+    now = 0.0
+
+    def one_pass() -> bench_child.Pass:
+        nonlocal now
+        took = next(seconds)
+        now += took
+        return bench_child.Pass(ttft_s=took, prefill_s=took, token_s=(took,))
+
+    request = {"warmup": 1, "max_warmup": 10, "repetitions": 3, "max_repetitions": 30, "min_seconds": 5.0}
+    plan = plan_of(request | {"max_seconds": 100.0, "target_interval": 0.01})
+    passes = bench_child.make_passes(one_pass, plan, clock=lambda: now)
+    assert [one.ttft_s for one in passes.discarded] == [2.0, 1.2, 1.0, 1.0, 1.0, 1.0]
+    assert [one.ttft_s for one in passes.measured] == [1.0] * 6  # a multiple of 3 that lasts 5 s
+    assert (passes.warmed_up_by.value, passes.stopped_by.value) == ("agreement", "target")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +164,7 @@ def test_each_process_is_a_fresh_one_and_all_cells_take_turns(
         return process()
 
     monkeypatch.setattr(bench, "call", call)
-    settings = SETTINGS.model_copy(update={"processes": 2})
+    settings = SETTINGS.model_copy(update={"processes": 2, "max_processes": 2})
     refs = [ArtifactRef(name="a", path=tiny_gguf), ArtifactRef(name="b", path=tiny_onnx)]
     rows = bench.measure_artifacts(refs, settings)
     assert asked == [(".gguf", 1), ("", 1)] * 2
@@ -136,6 +184,15 @@ def process(**changes: Any) -> dict[str, Any]:
         "peak_rss_bytes": 3,
         "rss_anon_bytes": 2,
         "idle_rss_bytes": 1,
+        "discarded": {"ttft_s": [], "prefill_s": [], "token_s": []},
+        "warmed_up_by": "max_warmup",
+        "stopped_by": "max_repetitions",
+        "noise": {
+            "seconds": 2.0,
+            "competing_share": 0.0,
+            "steal_share": 0.0,
+            "throttled_share": None,
+        },
     } | changes
 
 

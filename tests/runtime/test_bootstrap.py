@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ammd.runtime.bootstrap import median_interval, ratio_interval
+from ammd.runtime.bootstrap import median_interval, next_interval, ratio_interval
 
 
 def test_equal_samples_leave_no_doubt() -> None:
@@ -44,4 +44,32 @@ def test_interval_holds_the_true_median_about_as_often_as_it_says(processes: int
         samples = 10 * (1 + of_process + generator.normal(0, 0.02, size=(processes, 5)))
         low, high = median_interval(samples.tolist(), generator=generator)
         held += low <= 10 <= high
+    assert 0.84 <= held / 200 <= 0.99  # 95 % less what few processes leave out
+
+
+def test_a_process_has_as_many_draws_as_samples() -> None:
+    """Against the exact distribution: of one sample of 1 and three of 2, 1 is the median only of one drawn alone."""
+    low, high = median_interval([[1.0], [2.0, 2.0, 2.0]], generator=np.random.default_rng(0))
+    assert (low, high) == (1, 2)  # both draws are of the first with chance 1/4
+    mixed = median_interval([[1.0], [2.0] * 50], generator=np.random.default_rng(0))
+    assert mixed == (1, 2)
+    assert median_interval([[2.0] * 3, [2.0]], generator=np.random.default_rng(0)) == (2, 2)
+
+
+@pytest.mark.parametrize("processes", [3, 6])
+def test_another_run_lands_in_the_interval_about_as_often_as_it_says(processes: int) -> None:
+    generator = np.random.default_rng(processes)
+
+    def run() -> np.ndarray:
+        of_process = generator.normal(0, 0.03, size=(processes, 1))
+        return 10 * (1 + of_process + generator.normal(0, 0.02, size=(processes, 5)))
+
+    held = plain = 0
+    for _ in range(200):
+        first, median = run().tolist(), float(np.median(run()))
+        low, high = next_interval(first, generator=generator)
+        held += low <= median <= high
+        low, high = median_interval(first, generator=generator)
+        plain += low <= median <= high
+    assert plain < held
     assert 0.84 <= held / 200 <= 0.99  # 95 % less what few processes leave out
