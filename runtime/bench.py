@@ -66,7 +66,11 @@ def measure_artifacts(artifacts: Sequence[ArtifactRef], settings: BenchSettings)
     for artifact in artifacts:
         _ = artifact.kind  # a missing one, or one that the engine cannot run, is reported before any work
     counts = thread_counts(settings.threads, available=available_cores())
-    cells = [Cell(artifact=artifact, threads=threads) for artifact in artifacts for threads in counts]
+    cells = [
+        Cell(artifact=artifact, engine=artifact.kind.value, threads=threads)
+        for artifact in artifacts
+        for threads in counts
+    ]
     courses = measure_cells(cells, settings, measure=lambda cell: _measure(cell, settings))
     bench: dict[str, Any] = {}
     for artifact in artifacts:
@@ -85,11 +89,7 @@ def _measure(cell: Cell, settings: BenchSettings) -> dict[str, Any]:
     Raises:
         EngineError: The model cannot be loaded or run, or its process was killed.
     """
-    request = {
-        "path": str(cell.artifact.path),
-        "engine": cell.artifact.kind.value,
-        "threads": cell.threads,
-    }
+    request = {"path": str(cell.artifact.path), "engine": cell.engine, "threads": cell.threads}
     return call("bench_child:measure", settings.model_dump() | request)
 
 
@@ -97,7 +97,7 @@ def build_row(cell: Cell, course: Course, settings: BenchSettings) -> dict[str, 
     """Return a cell's row, from how its measurement went."""
     if course.failure:
         return {
-            "engine": cell.artifact.kind.value,
+            "engine": cell.engine,
             "threads": cell.threads,
             "prompt_tokens": settings.prompt_tokens,
             "decode_tokens": settings.decode_tokens,

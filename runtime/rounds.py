@@ -33,6 +33,7 @@ class Cell:
     """What one row is about."""
 
     artifact: ArtifactRef
+    engine: str
     threads: int
 
 

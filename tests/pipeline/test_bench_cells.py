@@ -102,7 +102,8 @@ def test_gate_says_what_is_noisy_and_judges_it(marked):
 def test_report_shows_each_verdict_escaped(marked, tmp_path, recipe_path):
     summary = build_summary(load_recipe(recipe_path), tmp_path, {})
     record = marked("invalid", ["30 % <of> it"])["bench"]["gguf-q8_0"]
-    row = {"name": "gguf-q8_0", "bytes": 1, "fallbacks": [], "quality": None, "parity": None, "bench": record}
+    row = {"name": "gguf-q8_0", "bytes": 1, "path": "x", "sha256": "0", "fallbacks": []}
+    row |= {"quality": None, "parity": None, "bench": record}
     summary |= {"artifacts": [row], "models": []}
     page = render_report(summary, curves=[], answers=[], recipe_text="")
     line = next(line for line in page.splitlines() if "<td>invalid</td>" in line)

@@ -57,7 +57,8 @@ def test_stage_measures_a_file_and_a_checkpoint(
     assert row["settings"]["flash_attention"] is True
     assert (row["warmup_passes"], row["warmed_up_by"]) == ([1], ["max_warmup"])
     assert [len(one["ttft_s"]) for one in row["discarded"]] == [1]
-    assert (row["stopped_by"], row["passes_stopped_by"]) == ("max_processes", ["max_repetitions"])
+    assert row["passes_stopped_by"] == ["max_repetitions"]
+    assert row["stopped_by"] in {"target", "max_processes"}
     assert row["validity"] in {"good", "noisy", "invalid"}
     (noise,) = row["noise"]
     assert noise["seconds"] > 0

@@ -44,13 +44,16 @@ def test_warm_up_ends_once_two_windows_agree() -> None:
     agreement = WarmedUpBy.AGREEMENT
     assert passes_until_warm([1.0] * 10, plan()) == (4, agreement)
     falling = [2.0, 1.5, 1.2, 1.1, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    assert passes_until_warm(falling, plan()) == (7, agreement)  # (1.1, 1.0) and (1.0, 1.0) are 5 % apart
-    assert passes_until_warm([1.0] * 10, plan(), other=falling) == (7, agreement)  # both have to be steady
+    assert passes_until_warm(falling, plan()) == (
+        8,
+        agreement,
+    )  # at 7, (1.1, 1.0) and (1.0, 1.0) are 5 % apart
+    assert passes_until_warm([1.0] * 10, plan(), other=falling) == (8, agreement)  # both have to be steady
     assert passes_until_warm([1.0] * 10, plan(warmup=6)) == (6, agreement)
 
 
 def test_warm_up_has_a_maximum_which_is_never_under_its_minimum() -> None:
-    restless = [1.0, 1.0, 2.0, 2.0] * 5
+    restless = [1.1**index for index in range(20)]
     assert passes_until_warm(restless, plan()) == (10, WarmedUpBy.MAX_WARMUP)
     assert passes_until_warm([1.0] * 9, plan(warmup=0, max_warmup=0)) == (0, WarmedUpBy.MAX_WARMUP)
     assert plan_of({"warmup": 3, "repetitions": 1, "max_warmup": 1}).max_warmup == 3
@@ -103,7 +106,7 @@ def test_half_width_is_a_share_of_the_median() -> None:
 
 
 @pytest.mark.parametrize("skew", [0.0, 1.0])
-def test_stopping_early_moves_the_median_by_less_than_a_tenth_of_its_noise(skew: float) -> None:
+def test_stopping_early_moves_the_median_by_less_than_a_twentieth_of_its_noise(skew: float) -> None:
     """Of 300 simulated processes, also with times that have a long tail: where the rule decides against a fixed 15."""
     generator = np.random.default_rng(3)
     noise, found = 0.03, plan(max_repetitions=15)
@@ -115,5 +118,5 @@ def test_stopping_early_moves_the_median_by_less_than_a_tenth_of_its_noise(skew:
         early += count < 15
         adaptive.append(statistics.median(times[:count]))
         fixed.append(statistics.median(times))
-    assert early > 100  # the rule does decide
-    assert abs(statistics.fmean(adaptive) - statistics.fmean(fixed)) < noise / 10
+    assert early > 50  # the rule does decide
+    assert abs(statistics.fmean(adaptive) - statistics.fmean(fixed)) < noise / 20
