@@ -46,7 +46,6 @@ def main(arguments: list[str]) -> int:
         *ablation_part(read("ablation")),
         *export_part(read("export")),
         *peers_part(read("export_peers")),
-        *run_to_run_part(read("run_to_run")),
     ]
     page = MADE + "\n\n".join(parts) + "\n"
     path = FOLDER / "results.md"
@@ -205,35 +204,6 @@ def peers_part(document: Mapping[str, Any]) -> Iterable[str]:
             ["Made by hand, but not as the checkpoint; KL with the tokenizer of ours:", ""]
             + [f"- {row['peer']}, `{row['scheme']}`: {row['theirs_fault']}" for row in faulty]
         )
-
-
-def run_to_run_part(document: Mapping[str, Any]) -> Iterable[str]:
-    """Yield how often intervals hold and disturbances are noticed."""
-    rows: Sequence[Row] = document["rows"]
-    machine, settings = document["machine"], document["settings"]
-    calm = [row for row in rows if row.get("runs") == "undisturbed" and "what" not in row]
-    yield "## Do the benchmark's intervals hold?"
-    yield (
-        f"`python benchmarks/run_to_run.py`: `{document['file']['name']}` over and over, {settings['processes']} processes of "
-        f"{settings['repetitions']} to {settings['max_repetitions']} passes\n({settings['prompt_tokens']} tokens in, "
-        f"{settings['decode_tokens']} out), {statistics.median(row['seconds'] for row in calm):.0f} s a run, "
-        f"{machine['cores']} cores of {machine['cpu']}, revision {str(document['revision'])[:7]}.\n"
-        f"Medians went from {min(row['decode_tokens_per_s'] for row in calm):.0f} to "
-        f"{max(row['decode_tokens_per_s'] for row in calm):.0f} tokens/s decoding. Disturbed: another process counts "
-        "from half-way on."
-    )
-    head = ["", "decode", "prefill", "first token"]
-    lines = [head, ["---"] * len(head)]
-    covers = [row for row in rows if row.get("what") == "covers the next median"]
-    for name in dict.fromkeys(row["interval"] for row in covers):
-        found = [f"{row['count']} of {row['of']}" for row in covers if row["interval"] == name]
-        lines.append([f"interval of the {name} holds the next run's median", *found])
-    yield "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    marked = (row for row in rows if row.get("what") == "marked")
-    yield "\n".join(
-        f"- {row['runs']} runs marked `noisy` or `invalid`: {row['count']} of {row['of']} ({row['invalid']} `invalid`)"
-        for row in marked
-    )
 
 
 def _seconds(row: Row, side: str) -> str:

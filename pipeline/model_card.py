@@ -43,6 +43,7 @@ def render_card(summary: Mapping[str, Any], *, model_context_tokens: int | None)
         question=QUESTION,
         context_tokens=min(_CONTEXT_TOKENS, model_context_tokens or _CONTEXT_TOKENS),
         number=_number,
+        measurement=_measurement,
         **_files(summary),
         **_origin(summary),
         **_quality(summary),
@@ -128,6 +129,11 @@ def _quality(summary: Mapping[str, Any]) -> dict[str, Any]:
 def _number(facts: Mapping[str, Any] | None, key: str, form: str, times: float = 1) -> str:
     value = (facts or {}).get(key)
     return "–" if value is None else form % (value * times)
+
+
+def _measurement(facts: Mapping[str, Any] | None) -> str:
+    """Return how good the speed is, by the benchmark's own rule."""
+    return "failed" if (facts or {}).get("failure") else (facts or {}).get("validity") or "–"
 
 
 def _proofs(parity: Mapping[str, Any] | None) -> str:

@@ -47,6 +47,7 @@ def build_summary(recipe: Recipe, folder: Path, done: Mapping[str, Done]) -> dic
         "imatrix": _results(done, "export").get("imatrix"),
         "machine": describe_machine(),
         "measured_on": _results(done, "bench").get("machine"),
+        "validity_rule": _results(done, "bench").get("validity_rule"),
         "versions": dict(last.versions) if last else {},
         "recipe": recipe.model_dump(mode="json"),
     }

@@ -107,7 +107,7 @@ def build_row(cell: Cell, course: Course, settings: BenchSettings) -> dict[str, 
             "processes": 0,
             "replaced": [_kept(one, settings) for one in course.processes],
         }
-    counted, judgement = course.counted(settings), course.judgement(settings)
+    counted, judgement = course.counted, course.judgement
     measured = [one.measured for one in counted]
     return summarize(measured, settings, threads=cell.threads) | {
         "validity": judgement.validity.value,
@@ -118,7 +118,7 @@ def build_row(cell: Cell, course: Course, settings: BenchSettings) -> dict[str, 
         "warmed_up_by": [one["warmed_up_by"] for one in measured],
         "discarded": [_rates(one["discarded"], settings) for one in measured],
         "noise": [one.noise for one in counted],
-        "replaced": [_kept(one, settings) for one in course.replaced(settings)],
+        "replaced": [_kept(one, settings) for one in course.replaced],
     }
 
 

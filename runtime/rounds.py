@@ -13,7 +13,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ammd.errors import EngineError
@@ -62,42 +62,58 @@ class Failure:
     ended: str  # in one line
     message: str  # with the last lines of its log
     hint: str
-    exit_status: (
-        int | None
-    )  # None where the process itself said what is wrong; negative: killed by that signal
+    exit_status: int | None  # negative: killed by that signal; None: the process itself said what is wrong
     signal: str | None
     out_of_memory: bool | None  # the kernel says so; None where it does not tell
 
 
-@dataclass(slots=True, kw_only=True)
 class Course:
     """How far a cell is."""
 
-    processes: list[Process] = field(default_factory=list)
-    failure: Failure | None = None
-    stopped_by: StoppedBy | None = None
+    def __init__(self, settings: BenchSettings) -> None:
+        """Begin without any process."""
+        self._settings = settings
+        self.processes: list[Process] = []  # in the order in which they were measured
+        self.failure: Failure | None = None
+        self.stopped_by: StoppedBy | None = None
 
-    def counted(self, settings: BenchSettings) -> tuple[Process, ...]:
-        """Return the processes that make up the row."""
-        left_out = self._left_out(settings)
+    @property
+    def counted(self) -> tuple[Process, ...]:
+        """The processes that make up the row."""
+        left_out = self._left_out()
         return tuple(one for index, one in enumerate(self.processes) if index not in left_out)
 
-    def replaced(self, settings: BenchSettings) -> tuple[Process, ...]:
-        """Return those that were measured again."""
-        return tuple(self.processes[index] for index in sorted(self._left_out(settings)))
+    @property
+    def replaced(self) -> tuple[Process, ...]:
+        """Those that were measured again."""
+        return tuple(self.processes[index] for index in sorted(self._left_out()))
 
-    def judgement(self, settings: BenchSettings) -> Judgement:
-        """Return what the row is worth: as much as its worst process, and the processes' likeness."""
-        counted = self.counted(settings)
-        by_phase = zip(*map(_deciding, counted), strict=True)
-        spreads = (judge(process_spread(phase)) for phase in by_phase)
+    @property
+    def judgement(self) -> Judgement:
+        """What the row is worth: as much as its worst process, and the processes' likeness."""
+        counted = self.counted
+        spreads = (judge(process_spread(phase)) for phase in _by_phase(counted))
         return together([*(one.judgement for one in counted), *spreads])
 
-    def _left_out(self, settings: BenchSettings) -> set[int]:
+    def note_end(self) -> bool:
+        """Return whether the cell needs no more processes, and keep why."""
+        if self.failure or self.stopped_by:
+            return True
+        settings, counted = self._settings, self.counted
+        disturbed = sum(bool(one.disturbance.over) for one in self.processes)
+        if len(self.processes) < settings.processes + min(settings.retries, disturbed):
+            return False
+        if all(half_width(phase) <= settings.target_interval for phase in _by_phase(counted)):
+            self.stopped_by = StoppedBy.TARGET
+        elif len(counted) >= settings.max_processes:
+            self.stopped_by = StoppedBy.MAX_PROCESSES
+        return self.stopped_by is not None
+
+    def _left_out(self) -> set[int]:
         disturbed = [index for index, one in enumerate(self.processes) if one.disturbance.over]
         disturbed.sort(key=lambda index: -sum(self.processes[index].disturbance.over.values()))
-        spare = len(self.processes) - settings.processes
-        return set(disturbed[: max(0, min(settings.retries, spare))])
+        spare = len(self.processes) - self._settings.processes
+        return set(disturbed[: max(0, min(self._settings.retries, spare))])
 
 
 def measure_cells(cells: Sequence[Cell], settings: BenchSettings, *, measure: Measure) -> list[Course]:
@@ -108,34 +124,16 @@ def measure_cells(cells: Sequence[Cell], settings: BenchSettings, *, measure: Me
         settings: How many processes.
         measure: Measures a cell once in a fresh process.
     """
-    courses = [Course() for _ in cells]
+    courses = [Course(settings) for _ in cells]
     done, total = 0, len(cells) * settings.processes
     with progress("bench", total) as report:
-        while open_cells := [
-            pair for pair in zip(cells, courses, strict=True) if not _is_over(pair[1], settings)
-        ]:
-            for cell, course in open_cells:
+        while going_on := [pair for pair in zip(cells, courses, strict=True) if not pair[1].note_end()]:
+            for cell, course in going_on:
                 report(min(done, total - 1), f"{cell.artifact.name}, {cell.threads} threads")
                 _measure_once(cell, course, measure)
                 done += 1
         report(total)
     return courses
-
-
-def _is_over(course: Course, settings: BenchSettings) -> bool:
-    """Tell whether a cell needs no more processes, and note what ended it."""
-    if course.failure or course.stopped_by:
-        return True
-    counted = course.counted(settings)
-    disturbed = sum(bool(one.disturbance.over) for one in course.processes)
-    if len(course.processes) < settings.processes + min(settings.retries, disturbed):
-        return False
-    by_phase = zip(*map(_deciding, counted), strict=True)
-    if all(half_width(phase) <= settings.target_interval for phase in by_phase):
-        course.stopped_by = StoppedBy.TARGET
-    elif len(counted) >= settings.max_processes:
-        course.stopped_by = StoppedBy.MAX_PROCESSES
-    return course.stopped_by is not None
 
 
 def _measure_once(cell: Cell, course: Course, measure: Measure) -> None:
@@ -171,3 +169,8 @@ def _failure(error: EngineError, *, kills_before: int | None) -> Failure:
 def _deciding(process: Process) -> tuple[Sequence[float], Sequence[float]]:
     """Return the seconds of each pass's prefill and decoding."""
     return process.measured["prefill_s"], [sum(one) for one in process.measured["token_s"]]
+
+
+def _by_phase(processes: Sequence[Process]) -> tuple[tuple[Sequence[float], ...], ...]:
+    """Return the same of several processes, by phase."""
+    return tuple(zip(*map(_deciding, processes), strict=True))

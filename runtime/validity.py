@@ -21,6 +21,7 @@ from enum import Enum
 from typing import Any
 
 LEAST_PASSES = 4  # fewer have no halves, and no rest to be far from
+LEAST_SECONDS = 0.5  # in less the kernel's ticks are too coarse to say who used the time
 OUTLIER = 0.25  # of the median: a pass that is further off
 
 
@@ -94,8 +95,9 @@ def together(judgements: Iterable[Judgement]) -> Judgement:
 
 
 def outside(noise: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the outside evidence in the noise of a process."""
-    return {name: noise[name] for name in OUTSIDE}
+    """Return the outside evidence in the noise of a process; None of one that measured too short."""
+    is_long = noise["seconds"] >= LEAST_SECONDS
+    return {name: noise[name] if is_long else None for name in OUTSIDE}
 
 
 def steadiness(seconds: Sequence[float]) -> dict[str, float | None]:
@@ -121,4 +123,5 @@ def rule_as_json() -> dict[str, Any]:
     return {name: asdict(limit) for name, limit in RULE.items()} | {
         "outlier": OUTLIER,
         "least_passes": LEAST_PASSES,
+        "least_seconds": LEAST_SECONDS,
     }

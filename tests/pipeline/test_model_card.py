@@ -50,6 +50,7 @@ def _artifact(name, kind, path, size):
             "decode_tokens_per_s": 128.4,
             "ttft_s": 0.169,
             "peak_rss_bytes": 158 << 20,
+            "validity": "noisy",
         },
     }
 
@@ -95,7 +96,7 @@ def test_numbers_are_the_runs(summary):
     file = "export/student-q4_k_m.gguf"
     assert f"| [`{file}`]({file}) | 87 | 4.50 | 0.039 | 88.4 % | passed |" in card
     assert "Speed and memory on 2 cores of Some CPU, 24 GiB of memory:" in card
-    assert "| `gguf-q4_k_m` | 2 | 128 | 169 | 158 |" in card
+    assert "| `gguf-q4_k_m` | 2 | 128 | 169 | 158 | noisy |" in card
     assert "first token after 128 tokens" in card
     assert "| `gguf-q4_k_m` | 8 | 0.579 | 25.0 | 19.9 |" in card
     assert "113 million parameters in 2 layers" in card
@@ -105,6 +106,8 @@ def test_numbers_are_the_runs(summary):
     assert "seeds 7 (texts) and 7 (training)" in card
     summary["artifacts"][1]["parity"]["faults"] = ["x"]
     assert "| 88.4 % | 1 failed |" in _card(summary)
+    summary["artifacts"][1]["bench"] = {"threads": 2, "failure": {"ended": "x"}, "validity": "invalid"}
+    assert "| `gguf-q4_k_m` | 2 | – | – | – | failed |" in _card(summary)
 
 
 def test_nothing_of_this_machine_is_told(summary, tmp_path):

@@ -78,12 +78,12 @@ def test_cells_take_turns_and_a_steady_one_stops_at_its_least() -> None:
 
 
 def test_wide_intervals_bring_more_processes_to_that_cell_alone() -> None:
-    order, courses, settings = measured(
+    order, courses, _ = measured(
         {"a": [told(speed=speed) for speed in (1.0, 1.05, 1.03, 1.01)], "b": [told()] * 2}, max_processes=4
     )
     assert order == ["a", "b", "a", "b", "a", "a"]
     assert courses[0].stopped_by is rounds.StoppedBy.MAX_PROCESSES
-    assert len(courses[0].counted(settings)) == 4
+    assert len(courses[0].counted) == 4
 
 
 def test_disturbed_process_is_measured_again_and_both_are_told() -> None:

@@ -72,8 +72,13 @@ def test_spread_is_from_process_to_process() -> None:
 def test_rule_stands_in_the_document_with_every_limit() -> None:
     rule = json.loads(json.dumps(rule_as_json()))
     assert rule["competing_share"]["noisy"] == RULE["competing_share"].noisy
-    assert set(rule) == {*RULE, "outlier", "least_passes"}
-    assert outside(dict.fromkeys(OUTSIDE, 0.5) | {"seconds": 1}) == dict.fromkeys(OUTSIDE, 0.5)
+    assert set(rule) == {*RULE, "outlier", "least_passes", "least_seconds"}
+
+
+def test_too_short_a_time_says_nothing_of_others() -> None:
+    shares = dict.fromkeys(OUTSIDE, 0.8)
+    assert outside(shares | {"seconds": 0.5}) == shares
+    assert outside(shares | {"seconds": 0.004}) == dict.fromkeys(OUTSIDE)
 
 
 def test_page_states_the_limits_of_the_code() -> None:
