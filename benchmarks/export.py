@@ -25,6 +25,7 @@ from document import kept, publish, revision
 from parts import run
 
 from ammd.artifact import hash_file
+from ammd.errors import EngineError
 from ammd.export import stage as export_stage
 from ammd.export.optimum_exporter import missing_exporter
 from ammd.export.schemes import STANDARD_SCHEMES, Scheme, mix_of, needs_imatrix
@@ -34,7 +35,17 @@ from ammd.runtime.bench import measure_artifacts
 from ammd.runtime.settings import BenchSettings, VerifySettings
 from ammd.runtime.verify import VerifyInputs, measure_files
 
-BENCH = BenchSettings(threads=(0,), prompt_tokens=32, decode_tokens=32, processes=1, repetitions=3)
+BENCH = BenchSettings(
+    threads=(0,),
+    prompt_tokens=32,
+    decode_tokens=32,
+    processes=1,
+    max_processes=1,
+    retries=0,
+    repetitions=3,
+    max_repetitions=3,
+    max_warmup=1,
+)
 
 
 def main() -> None:
@@ -83,6 +94,8 @@ def measure(arguments: argparse.Namespace, scheme: Scheme, with_imatrix: bool) -
         folder,
     )["file"]
     speed = measure_artifacts([artifact], BENCH)["file"]
+    if "failure" in speed:
+        raise EngineError(speed["failure"]["message"], hint=speed["failure"]["hint"])
     shutil.rmtree(folder)
     return {
         "scheme": scheme.value,

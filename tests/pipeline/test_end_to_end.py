@@ -128,8 +128,8 @@ def test_recipe_to_report_and_again(recipe, tmp_path):
     quality = json.loads(ammd("eval", in_run, *judged, "--json"))
     assert quality["quality"]["gguf-f16"]["rouge_l"] >= 0
     speed = ["--set", "threads=[1]", "--set", "prompt_tokens=8", "--set", "decode_tokens=4"]
-    timing = json.loads(
-        ammd("bench", in_run, *speed, "--set", "processes=1", "--set", "repetitions=1", "--json")
-    )
+    for key in ("processes", "max_processes", "repetitions", "max_repetitions", "max_warmup"):
+        speed += ["--set", f"{key}=1"]
+    timing = json.loads(ammd("bench", in_run, *speed, "--set", "retries=0", "--json"))
     assert timing["bench"]["gguf-f16"]["ttft_s"] > 0
     ammd("chat", in_run, "--prompt", "the", "--max-tokens", 3)
