@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ammd.runtime import bootstrap
 from ammd.runtime.bootstrap import median_interval, next_interval, ratio_interval
 
 
@@ -48,12 +49,17 @@ def test_interval_holds_the_true_median_about_as_often_as_it_says(processes: int
 
 
 def test_a_process_has_as_many_draws_as_samples() -> None:
-    """Against the exact distribution: of one sample of 1 and three of 2, 1 is the median only of one drawn alone."""
-    low, high = median_interval([[1.0], [2.0, 2.0, 2.0]], generator=np.random.default_rng(0))
-    assert (low, high) == (1, 2)  # both draws are of the first with chance 1/4
-    mixed = median_interval([[1.0], [2.0] * 50], generator=np.random.default_rng(0))
-    assert mixed == (1, 2)
-    assert median_interval([[2.0] * 3, [2.0]], generator=np.random.default_rng(0)) == (2, 2)
+    """Against the exact distribution: of one sample of 1 and three of 2, 1 is the median only of two draws of it."""
+    medians = bootstrap._medians([[1.0], [2.0, 2.0, 2.0]], np.random.default_rng(0))
+    assert set(medians) == {1, 2}  # one each is 1, 2, 2, 2
+    assert np.mean(medians == 1) == pytest.approx(1 / 4, abs=0.04)  # 4 standard errors of 2000 draws
+
+
+@pytest.mark.parametrize(("freedom", "quantile", "error"), [(2, 4.302653, 0.04), (10, 2.228139, 1e-3)])
+def test_few_processes_widen_by_students_t(freedom: int, quantile: float, error: float) -> None:
+    wider = np.log(bootstrap._wider(float(np.e), processes=freedom + 1))
+    assert wider * 1.959964 == pytest.approx(quantile, rel=error)  # the series is worst for the fewest
+    assert bootstrap._wider(1.3, processes=1) == 1.3
 
 
 @pytest.mark.parametrize("processes", [3, 6])

@@ -121,6 +121,14 @@ def test_what_stays_disturbed_counts_the_least_disturbed_and_is_marked() -> None
     assert row["validity"] == "noisy"
 
 
+def test_more_processes_for_a_wide_interval_replace_no_more_than_the_retries() -> None:
+    speeds = (1.0, 1.2, 0.9, 1.1, 1.0)
+    order, (course,), _ = measured(
+        {"a": [told(speed=speed, competing_share=0.2) for speed in speeds]}, max_processes=4, retries=1
+    )
+    assert (len(order), len(course.counted), len(course.replaced)) == (5, 4, 1)
+
+
 def test_without_retries_nothing_is_measured_again() -> None:
     order, (course,), settings = measured({"a": [told(steal_share=0.5), told()]}, retries=0)
     assert len(order) == 2
