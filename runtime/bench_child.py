@@ -22,6 +22,7 @@ from ammd.machine import peak_rss_bytes, status_bytes
 
 from .artifact_ref import asked_kind
 from .engine import Engine, open_engine
+from .llama_options import asked_options
 from .noise import Noise, between, read_counters
 from .stopping import PassPlan, StoppedBy, Times, WarmedUpBy, plan_of, stopped, warmed_up
 
@@ -74,6 +75,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         threads=request["threads"],
         context_tokens=request["prompt_tokens"] + request["decode_tokens"],
         kind=asked_kind(request),
+        llama=asked_options(request),
     ) as engine:
         load_s = clock() - started
         text = prompt_text(engine, tokens=request["prompt_tokens"])

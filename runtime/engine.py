@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from ammd.errors import EngineError
 
 from .artifact_ref import EngineKind, choose_kind
+from .llama_options import LLAMA_DEFAULTS, LlamaOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +100,14 @@ class Engine(Protocol):
         """Close."""
 
 
-def open_engine(path: Path, *, threads: int, context_tokens: int, kind: EngineKind | None = None) -> Engine:
+def open_engine(
+    path: Path,
+    *,
+    threads: int,
+    context_tokens: int,
+    kind: EngineKind | None = None,
+    llama: LlamaOptions = LLAMA_DEFAULTS,
+) -> Engine:
     """Load the model at `path`.
 
     Args:
@@ -107,6 +115,7 @@ def open_engine(path: Path, *, threads: int, context_tokens: int, kind: EngineKi
         threads: CPU threads, for prefill and decode alike.
         context_tokens: Longest prompt plus response; memory for it is taken at once.
         kind: The engine; None for the one that the form of `path` calls for.
+        llama: What llama.cpp is told, should it be the engine.
 
     Raises:
         ArtifactError: Nothing is there, or no engine knows the form.
@@ -116,7 +125,7 @@ def open_engine(path: Path, *, threads: int, context_tokens: int, kind: EngineKi
     if kind is EngineKind.LLAMA_CPP:
         from .llama_engine import LlamaEngine
 
-        return LlamaEngine(path, threads=threads, context_tokens=context_tokens)
+        return LlamaEngine(path, threads=threads, context_tokens=context_tokens, options=llama)
     if kind is EngineKind.ONNX_GENAI:
         from .genai_engine import GenaiEngine
 

@@ -169,7 +169,8 @@ def _engine_columns(row: Row) -> dict[str, Any]:
         "validity_reasons": "; ".join(row.validity_reasons) if row.validity else None,
     }
     if "batch_tokens" in options:
-        columns |= {"n_batch": options["batch_tokens"], "n_ubatch": options["batch_tokens"]}
+        micro = options.get("micro_batch_tokens", options["batch_tokens"])
+        columns |= {"n_batch": options["batch_tokens"], "n_ubatch": micro}
     if "kv_cache_type" in options:
         columns |= {"type_k": options["kv_cache_type"], "type_v": options["kv_cache_type"]}
     if "flash_attention" in options:

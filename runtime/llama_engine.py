@@ -4,7 +4,8 @@ The binding's high-level class copies logits into Python lists and re-checks its
 single-token batch is made once and only its token and position change; the logits are a numpy view on
 llama.cpp's own buffer. What is left of Python is some tens of microseconds a token.
 
-Everything that changes speed, memory or arithmetic is set here and reported in `settings`:
+Everything that changes speed, memory or arithmetic is set here or by `LlamaOptions`, and reported in `settings`. What
+the options default to, and what is always so:
 
 - flash attention on: on a CPU it is one fused operator, with less memory for the scores;
 - no memory map: the CPU backend repacks quantized weights into its own buffers, and with a map the pages of
@@ -32,15 +33,15 @@ from ammd.errors import EngineError
 
 from .chat_template import render_chat_template
 from .engine import check_room
+from .llama_options import LLAMA_DEFAULTS, LlamaOptions
 from .llama_vocab import LlamaVocab
 
 if TYPE_CHECKING:
     from .engine import Logits
 
-_BATCH_TOKENS = 512  # llama.cpp's own default for a prompt
 _LOGITS_CHUNK_TOKENS = 64  # rows of logits that exist at once: 64 x 49,152 x 4 bytes = 12.6 MB
 _LOG_LINES = 40
-_ERROR_LEVELS = {2, 3}  # ggml's numbers for warning and error
+_ERROR_LEVELS = {3, 4}  # ggml's numbers for warning and error
 
 _log: deque[tuple[int, str]] = deque(maxlen=_LOG_LINES)
 _log_callback: Any = None  # llama.cpp keeps the pointer, so it must never be collected
@@ -49,7 +50,9 @@ _log_callback: Any = None  # llama.cpp keeps the pointer, so it must never be co
 class LlamaEngine:
     """A GGUF in llama.cpp on the CPU. Implements `Engine`."""
 
-    def __init__(self, path: Path, *, threads: int, context_tokens: int) -> None:
+    def __init__(
+        self, path: Path, *, threads: int, context_tokens: int, options: LlamaOptions = LLAMA_DEFAULTS
+    ) -> None:
         """Load the file.
 
         Raises:
@@ -59,6 +62,8 @@ class LlamaEngine:
         self._model: Any = None
         self._context: Any = None
         self._batch: Any = None
+        self._options = options
+        self._batch_tokens = options.batch_tokens
         self._repacking = b"AMX_INT8 = 1" not in library.llama_print_system_info()
         self.context_tokens = context_tokens
         self.name = f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')})"
@@ -73,8 +78,8 @@ class LlamaEngine:
         self.vocab_size = self._vocab.size
         self.bos_token_id = self._vocab.bos_token_id
         self.end_token_ids = self._vocab.end_token_ids
-        self._batch = library.llama_batch_init(_BATCH_TOKENS, 0, 1)
-        for index in range(_BATCH_TOKENS):
+        self._batch = library.llama_batch_init(self._batch_tokens, 0, 1)
+        for index in range(self._batch_tokens):
             self._batch.n_seq_id[index] = 1
             self._batch.seq_id[index][0] = 0
         self._length = 0
@@ -83,11 +88,12 @@ class LlamaEngine:
         self.settings: Mapping[str, object] = {
             "threads": threads,
             "context_tokens": context_tokens,
-            "batch_tokens": _BATCH_TOKENS,
-            "flash_attention": True,
-            "memory_map": False,
+            "batch_tokens": options.batch_tokens,
+            "micro_batch_tokens": options.micro_batch_tokens,
+            "flash_attention": options.flash_attention,
+            "memory_map": options.memory_map,
             "weight_repacking": self._repacking,
-            "kv_cache_type": "f16",
+            "kv_cache_type": options.kv_type.value,
         }
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
@@ -132,8 +138,8 @@ class LlamaEngine:
             EngineError: No tokens, more than the context holds, or llama.cpp failed.
         """
         self._start(token_ids)
-        for start in range(0, len(token_ids), _BATCH_TOKENS):
-            chunk = token_ids[start : start + _BATCH_TOKENS]
+        for start in range(0, len(token_ids), self._batch_tokens):
+            chunk = token_ids[start : start + self._batch_tokens]
             self._run(chunk, outputs=1 if start + len(chunk) == len(token_ids) else 0)
         return self._row(-1)
 
@@ -163,10 +169,11 @@ class LlamaEngine:
         import numpy as np
 
         self._start(token_ids)
-        for first in range(0, start, _BATCH_TOKENS):
-            self._run(token_ids[first : min(first + _BATCH_TOKENS, start)], outputs=0)
-        for first in range(start, len(token_ids), _LOGITS_CHUNK_TOKENS):
-            chunk = token_ids[first : first + _LOGITS_CHUNK_TOKENS]
+        for first in range(0, start, self._batch_tokens):
+            self._run(token_ids[first : min(first + self._batch_tokens, start)], outputs=0)
+        rows = min(_LOGITS_CHUNK_TOKENS, self._batch_tokens)
+        for first in range(start, len(token_ids), rows):
+            chunk = token_ids[first : first + rows]
             self._run(chunk, outputs=len(chunk))
             # The rows lie one after another in llama.cpp's buffer, in the order of the batch.
             row = self._library.llama_get_logits_ith(self._context, 0)
@@ -195,7 +202,8 @@ class LlamaEngine:
     def _load_model(self, path: Path) -> Any:
         parameters = self._library.llama_model_default_params()
         parameters.n_gpu_layers = 0
-        parameters.load_mode = self._library.LLAMA_LOAD_MODE_NONE
+        mode = "MMAP" if self._options.memory_map else "NONE"
+        parameters.load_mode = getattr(self._library, f"LLAMA_LOAD_MODE_{mode}")
         parameters.use_extra_bufts = self._repacking
         model = self._library.llama_model_load_from_file(str(path).encode(), parameters)
         if not model:
@@ -205,10 +213,14 @@ class LlamaEngine:
     def _make_context(self, path: Path, threads: int) -> Any:
         parameters = self._library.llama_context_default_params()
         parameters.n_ctx = self.context_tokens
-        parameters.n_batch = parameters.n_ubatch = _BATCH_TOKENS
+        parameters.n_batch = self._options.batch_tokens
+        parameters.n_ubatch = self._options.micro_batch_tokens
         parameters.n_outputs_max = _LOGITS_CHUNK_TOKENS
         parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.flash_attn_type = self._library.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        flash = "ENABLED" if self._options.flash_attention else "DISABLED"
+        parameters.flash_attn_type = getattr(self._library, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
+        kv_type = getattr(self._library, f"GGML_TYPE_{self._options.kv_type.name}")
+        parameters.type_k = parameters.type_v = kv_type
         context = self._library.llama_init_from_model(self._model, parameters)
         if not context:
             raise EngineError(

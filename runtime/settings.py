@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ammd.settings import Settings
+
+from .llama_options import KvType
 
 
 class VerifySettings(Settings):
@@ -46,6 +49,31 @@ class EvaluateSettings(Settings):
 
     seed: int = Field(default=0, ge=0)
     """Seed of the sampled answers."""
+
+
+class LlamaSettings(Settings):
+    """What llama.cpp is told; proofs, answers and chats keep the defaults."""
+
+    flash_attention: bool = True
+    """Attention as one operator."""
+
+    kv_type: KvType = KvType.F16
+    """Type of keys and values; the quantized ones need `flash_attention`."""
+
+    batch: int = Field(default=512, ge=1)
+    """Tokens of a prompt that are handed over at once."""
+
+    micro_batch: int = Field(default=512, ge=1)
+    """Of these, tokens that are computed at once; never more than `batch`."""
+
+    mmap: bool = False
+    """Map the file instead of reading it; weights that are repacked then lie in memory beside the file's own pages."""
+
+    @model_validator(mode="after")
+    def _can_be_run(self) -> Self:
+        if self.kv_type in (KvType.Q8_0, KvType.Q4_0) and not self.flash_attention:
+            raise ValueError(f"`kv_type = {self.kv_type.value}` needs `flash_attention = true`")
+        return self
 
 
 class BenchSettings(Settings):
@@ -90,3 +118,6 @@ class BenchSettings(Settings):
 
     max_warmup: int = Field(default=10, ge=0)
     """And at most: the warm-up ends once two passes in succession agree with the two before them within 3 %."""
+
+    llama: LlamaSettings = LlamaSettings()
+    """How GGUF files are run."""
