@@ -14,6 +14,7 @@ from typing import Any
 from .errors import ArtifactError
 
 _CGROUP = Path("/sys/fs/cgroup")
+_CPUS = Path("/sys/devices/system/cpu")
 
 LIBRARIES = (
     "ammd",
@@ -32,6 +33,13 @@ def available_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota_cores()
     return max(1, cores if quota is None else min(cores, int(quota)))
+
+
+def physical_cores() -> int:
+    """Return how many of the cores in the affinity mask share nothing: hyper-threads of one core count once."""
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    siblings = {_siblings(cpu) or str(cpu) for cpu in cpus}
+    return len(siblings)
 
 
 def cpu_flags() -> frozenset[str]:
@@ -62,6 +70,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": _cpuinfo("model name") or platform.processor() or None,
         "cores": available_cores(),
+        "physical_cores": physical_cores(),
         "ram_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
         "bfloat16": has_fast_bfloat16(),
@@ -168,6 +177,14 @@ def _cpuinfo(field: str) -> str | None:
         if name.strip() == field:
             return value.strip()
     return None
+
+
+def _siblings(cpu: int) -> str | None:
+    """Return the hyper-threads of the core that a CPU belongs to, as Linux writes them."""
+    try:
+        return (_CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
 
 
 def _cgroup_quota_cores() -> float | None:

@@ -56,12 +56,14 @@ def check_measured(cells: Sequence[BenchCell], *, hint: str = "") -> None:
 
 
 def _cells(name: str, record: Mapping[str, Any]) -> Iterator[BenchCell]:
-    for row in record.get("rows", ()):
+    rows = record.get("rows", ())
+    one_depth = len({row.get("prompt_tokens") for row in rows}) == 1
+    for row in rows:
         if "validity" not in row:
             continue
         failure = row.get("failure")
         yield BenchCell(
-            model=name,
+            model=name if one_depth else f"{name} at {row['prompt_tokens']} tokens",
             threads=row["threads"],
             processes=row["processes"],
             replaced=len(row["replaced"]),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ammd.errors import ArtifactError, NotComparableError
+from ammd.errors import NotComparableError
 from ammd.machine import describe_machine
 from ammd.runtime.bench_document import BenchDocument, parse_document, read_document
 from ammd.runtime.gate import Gate, check, check_plan, compare
@@ -18,10 +17,11 @@ from ammd.runtime.llama_bench_rows import Proof, bench_rows
 from ammd.runtime.row_formats import FORMATS
 from ammd.runtime.settings import BenchSettings
 
-from .alone import part_of_run
 from .bench_cells import cells_of, check_measured
+from .bench_proofs import name_proofs
+from .bench_tables import bench_tables
 from .cli_options import emit
-from .table import cells_table, facts_table, gate_table
+from .table import cells_table, gate_table
 
 _SEED = 0  # of the gate's intervals
 
@@ -36,30 +36,6 @@ def load_baseline(path: Path, settings: BenchSettings) -> BenchDocument:
     baseline = read_document(path)
     check_plan(baseline, settings, machine=describe_machine())
     return baseline
-
-
-def find_proofs(files: Sequence[Path]) -> dict[str, Proof]:
-    """Return what the verify stages of the runs in which `files` lie have found, by the hash of the file.
-
-    Raises:
-        ArtifactError: Such a stage's record cannot be read.
-    """
-    proofs: dict[str, Proof] = {}
-    for path in {found for file in files if (found := part_of_run(file, "verify/parity.json"))}:
-        try:
-            records = json.loads(path.read_text(encoding="utf-8"))
-            proofs |= {
-                record["sha256"]: Proof(kl_nats=record.get("kl_nats"), passed=not record["faults"])
-                for record in records.values()
-                if "sha256" in record
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise ArtifactError(
-                f"`{path}` is not what a verify stage writes: {exc}",
-                hint="`ammd run` writes it anew once its folder is removed",
-                path=str(path),
-            ) from exc
-    return proofs
 
 
 def report(
@@ -77,6 +53,7 @@ def report(
         NotComparableError: Engine or kind of file are not those of the baseline, or a row is invalid.
         BudgetExceededError: A number has regressed.
     """
+    name_proofs(document["bench"].values(), proofs)
     current = parse_document(document, label="ammd bench")
     gate, refusal = _compared(baseline, current, max_regression=max_regression)
     if gate:
@@ -85,7 +62,7 @@ def report(
     if form in FORMATS:
         click.echo(FORMATS[form](bench_rows(current, proofs=proofs)), nl=False)
     else:
-        tables = (facts_table(document["bench"], title="bench"), *([cells_table(cells)] if cells else []))
+        tables = (*bench_tables(document["bench"]), *([cells_table(cells)] if cells else []))
         emit(document, lambda: tables, as_json=form == "json")
     if refusal:
         raise refusal

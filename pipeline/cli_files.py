@@ -209,7 +209,8 @@ def bench(
     from ammd.runtime.settings import BenchSettings
 
     from .alone import measure, named
-    from .bench_output import find_proofs, load_baseline, report
+    from .bench_output import load_baseline, report
+    from .bench_proofs import find_proofs
     from .recipe import load_section
 
     settings = load_section(BenchSettings, overrides)

@@ -6,6 +6,7 @@ again at any time. docs/fields.md defines every number in it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from ammd.artifact import hash_weights
 from ammd.machine import describe_machine
 
+from .bench_proofs import name_proofs, proofs_of
 from .cache import Done
 from .provenance import provenance
 from .recipe import Recipe
@@ -75,7 +77,7 @@ def _model_row(name: str, done: Mapping[str, Done]) -> dict[str, Any]:
         "path": str((done[stage].folder / part).resolve()),
         "bytes": sum(weights),
         "quality": _results(done, "evaluate").get("quality", {}).get(name),
-        "bench": _results(done, "bench").get("bench", {}).get(name),
+        "bench": _bench(name, done),
     }
 
 
@@ -86,8 +88,18 @@ def _artifact_row(row: Mapping[str, Any], done: Mapping[str, Done]) -> dict[str,
         "path": str((done["export"].folder / row["path"]).resolve()),
         "parity": _results(done, "verify").get("parity", {}).get(name),
         "quality": _results(done, "evaluate").get("quality", {}).get(name),
-        "bench": _results(done, "bench").get("bench", {}).get(name),
+        "bench": _bench(name, done),
     }
+
+
+def _bench(name: str, done: Mapping[str, Done]) -> Mapping[str, Any] | None:
+    """Return a model's speed, with what is proven of the same file."""
+    found = _results(done, "bench").get("bench", {}).get(name)
+    if found is None:
+        return None
+    record = copy.deepcopy(found)
+    name_proofs([record], proofs_of(_results(done, "verify").get("parity", {})))
+    return record
 
 
 def _origin(recipe: Recipe, done: Mapping[str, Done]) -> dict[str, Any] | None:

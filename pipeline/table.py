@@ -33,7 +33,7 @@ def run_tables(summary: Mapping[str, Any]) -> list[RenderableType]:
 def models_table(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
     """Return one line for each model, one column for each number that any of them has."""
     columns = used_columns(rows)
-    table = _table(title, "model", [_heading(column) for column in columns])
+    table = build_table(title, "model", [_heading(column) for column in columns])
     for row in rows:
         table.add_row(row["name"], *(show(value_of(row, column), column) for column in columns))
     return table
@@ -41,7 +41,7 @@ def models_table(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
 
 def stages_table(summary: Mapping[str, Any]) -> Table:
     """Return what each stage cost, and which were there already."""
-    table = _table("stages", "stage", ["seconds", "peak RSS\nMiB", ""])
+    table = build_table("stages", "stage", ["seconds", "peak RSS\nMiB", ""])
     for row in summary["stages"]:
         cached = "there already" if row["cached"] else ""
         table.add_row(row["stage"], f"{row['seconds']:.1f}", f"{row['peak_rss_bytes'] / 2**20:,.0f}", cached)
@@ -77,7 +77,7 @@ def compare_table(first: Mapping[str, Any], second: Mapping[str, Any]) -> Table:
     """Return both runs' numbers for each model, `first → second`, the better one of the two marked."""
     columns = used_columns([*model_rows(first), *model_rows(second)])
     title = f"{first['run']} → {second['run']}"
-    table = _table(title, "model", [_heading(column) for column in columns])
+    table = build_table(title, "model", [_heading(column) for column in columns])
     by_name = [{row["name"]: row for row in model_rows(summary)} for summary in (first, second)]
     for name in dict.fromkeys([*by_name[0], *by_name[1]]):
         pair = [side.get(name, {}) for side in by_name]
@@ -87,7 +87,7 @@ def compare_table(first: Mapping[str, Any], second: Mapping[str, Any]) -> Table:
 
 def runs_table(document: Mapping[str, Any]) -> Table:
     """Return one line for each run."""
-    table = _table(f"runs in {document['path']}", "run", ["made", "stages", "MiB", ""])
+    table = build_table(f"runs in {document['path']}", "run", ["made", "stages", "MiB", ""])
     for row in document["runs"]:
         made = datetime.datetime.fromtimestamp(row["modified"]).strftime("%Y-%m-%d %H:%M")
         state = "" if row["finished"] else "not finished"
@@ -97,7 +97,7 @@ def runs_table(document: Mapping[str, Any]) -> Table:
 
 def doctor_table(document: Mapping[str, Any]) -> Table:
     """Return one line for each finding; what is missing stands out."""
-    table = _table("doctor", "what", ["state", "found", "advice"])
+    table = build_table("doctor", "what", ["state", "found", "advice"])
     for column in table.columns[1:]:
         column.justify = "left"
     styles = {"ok": "green", "note": "yellow", "missing": "bold red"}
@@ -110,7 +110,7 @@ def doctor_table(document: Mapping[str, Any]) -> Table:
 def files_table(document: Mapping[str, Any]) -> Table:
     """Return what an export wrote."""
     headings = ["MiB", "bits per weight", "stored otherwise", "seconds", "peak MiB"]
-    table = _table(f"written to {document['path']}", "file", headings)
+    table = build_table(f"written to {document['path']}", "file", headings)
     for row in document["artifacts"]:
         table.add_row(
             row["name"],
@@ -125,7 +125,7 @@ def files_table(document: Mapping[str, Any]) -> Table:
 
 def facts_table(results: Mapping[str, Mapping[str, Any]], *, title: str) -> Table:
     """Return every plain number and word of some models' results, one line each."""
-    table = _table(title, "model", ["what", "value"])
+    table = build_table(title, "model", ["what", "value"])
     table.columns[1].justify = "left"
     for name, facts in results.items():
         label = name
@@ -139,7 +139,7 @@ def facts_table(results: Mapping[str, Mapping[str, Any]], *, title: str) -> Tabl
 def cells_table(cells: Sequence[BenchCell]) -> Table:
     """Return how good each measurement is, and why it is not better; what is not good stands out."""
     headings = ["threads", "processes", "passes", "warm-up", "measurement", "because"]
-    table = _table("how good these numbers are", "model", headings)
+    table = build_table("how good these numbers are", "model", headings)
     table.columns[-1].justify = "left"
     styles = {"good": "green", "noisy": "yellow", "invalid": "bold red", FAILED: "bold red"}
     for cell in cells:
@@ -160,7 +160,7 @@ def gate_table(gate: Mapping[str, Any]) -> Table:
     """Return one line for each number that was held against a baseline; what has regressed stands out."""
     title = f"against the baseline, {gate['max_regression']:.1%} worse is allowed"
     headings = ["threads", "what", "baseline", "now", "ratio", "95 % interval", "verdict"]
-    table = _table(title, "model", headings)
+    table = build_table(title, "model", headings)
     styles = {"fine": "green", "undecided": "yellow", "regression": "bold red"}
     for row in gate["rows"]:
         interval = "–" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
@@ -202,7 +202,8 @@ def escape(text: str) -> str:
     return escape_markup(text)
 
 
-def _table(title: str, first: str, headings: Sequence[str]) -> Table:
+def build_table(title: str, first: str, headings: Sequence[str]) -> Table:
+    """Return an empty table: the first column to the left, the others to the right."""
     from rich import box
     from rich.table import Table
 

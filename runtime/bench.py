@@ -5,12 +5,15 @@ all samples with their spread and intervals, the raw samples by process, what wa
 measurement is (`validity`); of a cell that could not be measured, how it ended. Rates are what a user gets from this
 project's engine, the choice of the likeliest token included; text output is not.
 
-A model's record is the row with the most threads; `rows` holds all of them, `file` says what was measured.
+A model's record is the row with the most threads, in a sweep the one that decoded fastest, at the first depth; `rows`
+holds all of them, `best` the fastest thread count, `file` says what was measured. What the architecture implies
+(`ceiling`), and how long the model takes to open (`load_times`), stands in each row.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,19 +21,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ammd.artifact import write_json
-from ammd.machine import available_cores, describe_machine
+from ammd.errors import EngineError
+from ammd.machine import available_cores, describe_machine, physical_cores
 
+from .architecture import read_architecture
 from .artifact_ref import ArtifactRef
 from .bootstrap import median_interval, next_interval
+from .ceiling import ceiling_of
 from .child import call
 from .file_facts import describe_file
+from .load_times import measure_loads
+from .memory_split import MEMORY_FIELDS
 from .rounds import Cell, Course, Process, measure_cells
 from .settings import BenchSettings
+from .thread_choice import best_row, describe_best, thread_counts
 from .validity import Validity, rule_as_json
 
 if TYPE_CHECKING:
     import numpy as np
 
+log = logging.getLogger("ammd.runtime")
 _SEED = 0  # of the intervals
 _PERCENTILES = (50, 90, 95, 99)
 
@@ -65,32 +75,71 @@ def measure_artifacts(artifacts: Sequence[ArtifactRef], settings: BenchSettings)
     """
     for artifact in artifacts:
         _ = artifact.kind  # a missing one, or one that the engine cannot run, is reported before any work
-    counts = thread_counts(settings.threads, available=available_cores())
+    counts = thread_counts(settings.threads, available=available_cores(), physical=physical_cores())
+    prompts = tuple(dict.fromkeys(depth or settings.prompt_tokens for depth in settings.depths))
     cells = [
-        Cell(artifact=artifact, engine=artifact.kind.value, threads=threads)
+        Cell(artifact=artifact, engine=artifact.kind.value, threads=threads, prompt_tokens=prompt)
         for artifact in artifacts
+        for prompt in prompts
         for threads in counts
     ]
-    courses = measure_cells(cells, settings, measure=lambda cell: _measure(cell, settings))
+    bandwidths = _bandwidths(counts) if settings.bandwidth else {}
+    courses = measure_cells(
+        cells, settings, measure=lambda cell: call("bench_child:measure", _ask(cell, settings))
+    )
     bench: dict[str, Any] = {}
     for artifact in artifacts:
-        rows = [
-            build_row(cell, course, settings)
-            for cell, course in zip(cells, courses, strict=True)
-            if cell.artifact is artifact
-        ]
-        bench[artifact.name] = {**rows[-1], "rows": rows, "file": describe_file(artifact.path)}
+        own = [pair for pair in zip(cells, courses, strict=True) if pair[0].artifact is artifact]
+        rows = [build_row(cell, course, _at(settings, cell)) for cell, course in own]
+        loads = _loads(own[len(counts) - 1][0], rows, settings)
+        architecture = read_architecture(artifact.path)
+        for row in rows:
+            bandwidth = bandwidths.get(row["threads"])
+            row |= loads | ceiling_of(row, architecture, bandwidth_bytes_per_s=bandwidth)
+        first = rows[: len(counts)]
+        chosen = best_row(first) if settings.threads == "sweep" else None
+        bench[artifact.name] = {
+            **(chosen or first[-1]),
+            "rows": rows,
+            "best": describe_best(first),
+            "file": describe_file(artifact.path),
+        }
     return bench
 
 
-def _measure(cell: Cell, settings: BenchSettings) -> dict[str, Any]:
-    """Measure a cell in a fresh process.
+def _ask(cell: Cell, settings: BenchSettings) -> dict[str, Any]:
+    """Return a child's request."""
+    asked = {"path": str(cell.artifact.path), "engine": cell.engine, "threads": cell.threads}
+    return _at(settings, cell).model_dump() | asked
 
-    Raises:
-        EngineError: The model cannot be loaded or run, or its process was killed.
-    """
-    request = {"path": str(cell.artifact.path), "engine": cell.engine, "threads": cell.threads}
-    return call("bench_child:measure", settings.model_dump() | request)
+
+def _at(settings: BenchSettings, cell: Cell) -> BenchSettings:
+    return settings.model_copy(update={"prompt_tokens": cell.prompt_tokens})
+
+
+def _bandwidths(counts: Sequence[int]) -> dict[int, float]:
+    """Return how fast memory is read with each count of threads; nothing if it cannot be measured."""
+    try:
+        rates = call("bandwidth:measure", {"threads": list(counts)})["bytes_per_s"]
+    except EngineError as error:
+        log.warning("memory bandwidth was not measured: %s", error)
+        return {}
+    return dict(zip(counts, rates, strict=True))
+
+
+def _loads(cell: Cell, rows: Sequence[Mapping[str, Any]], settings: BenchSettings) -> dict[str, Any]:
+    """Open a model cold and warm, in processes of their own; not one that could not be run."""
+    if not settings.cold_loads or any("failure" in row for row in rows):
+        return {}
+    request = _ask(cell, settings)
+    try:
+        return measure_loads(
+            cell.artifact.path,
+            pairs=settings.cold_loads,
+            open_once=lambda: call("load_child:measure", request),
+        )
+    except EngineError as error:
+        return {"load_note": str(error).splitlines()[0]}
 
 
 def build_row(cell: Cell, course: Course, settings: BenchSettings) -> dict[str, Any]:
@@ -132,11 +181,6 @@ def _kept(process: Process, settings: BenchSettings) -> dict[str, Any]:
     }
 
 
-def thread_counts(asked: Sequence[int], *, available: int) -> tuple[int, ...]:
-    """Return the counts to measure, ascending: 0 means all, and more than there are is never measured."""
-    return tuple(sorted({min(count or available, available) for count in asked}))
-
-
 def summarize(
     processes: Sequence[Mapping[str, Any]], settings: BenchSettings, *, threads: int
 ) -> dict[str, Any]:
@@ -161,9 +205,7 @@ def summarize(
         **spread("prefill_tokens_per_s", samples, generator=generator),
         **spread("decode_tokens_per_s", samples, generator=generator),
         **{f"token_p{percent}_s": percentile(tokens, percent) for percent in _PERCENTILES},
-        **{
-            name: _typical(processes, name) for name in ("peak_rss_bytes", "rss_anon_bytes", "idle_rss_bytes")
-        },
+        **{name: _typical(processes, name) for name in (*MEMORY_FIELDS, "idle_rss_bytes")},
         "settings": first["settings"],
         "samples": samples,
     }
@@ -179,7 +221,7 @@ def _rates(process: Mapping[str, Any], settings: BenchSettings) -> dict[str, lis
 
 def _typical(processes: Sequence[Mapping[str, Any]], name: str) -> int | None:
     """Return the median of a number of bytes that a process may not know; of two, the smaller."""
-    known = [process[name] for process in processes if process[name] is not None]
+    known = [value for process in processes if (value := process.get(name)) is not None]
     return statistics.median_low(known) if known else None
 
 

@@ -18,11 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ammd.machine import peak_rss_bytes, status_bytes
+from ammd.machine import status_bytes
 
 from .artifact_ref import asked_kind
 from .engine import Engine, open_engine
 from .llama_options import asked_options
+from .memory_split import memory_split
 from .noise import Noise, between, read_counters
 from .stopping import PassPlan, StoppedBy, Times, WarmedUpBy, plan_of, stopped, warmed_up
 
@@ -101,7 +102,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
             "stopped_by": passes.stopped_by.value,
             "noise": asdict(passes.noise),
             "idle_rss_bytes": idle,
-            **_peak(),
+            **memory_split(),
         }
 
 
@@ -165,11 +166,3 @@ def time_pass(
         before, now = now, clock()
         token_s.append(now - before)
     return Pass(ttft_s=ttft_s, prefill_s=prefilled - tokenized, token_s=tuple(token_s))
-
-
-def _peak() -> dict[str, int | None]:
-    """Return the peak of resident memory and the anonymous part of what is resident now."""
-    return {
-        "peak_rss_bytes": peak_rss_bytes(),
-        "rss_anon_bytes": status_bytes("RssAnon"),
-    }

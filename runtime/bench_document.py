@@ -20,6 +20,22 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rates = Annotated[tuple[Positive, ...], Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 
+# Fields that other tools get as they are, where a row has them.
+EXPECTED_AND_MEMORY = (
+    "load_cold_s",
+    "load_warm_s",
+    "rss_anon_bytes",
+    "rss_file_bytes",
+    "pss_bytes",
+    "swap_bytes",
+    "kv_cache_bytes",
+    "weight_bytes_per_token",
+    "kv_bytes_per_token",
+    "bandwidth_bytes_per_s",
+    "decode_ceiling_tokens_per_s",
+    "decode_of_ceiling",
+)
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -60,6 +76,18 @@ class Row(_Record):
     token_p95_s: Positive
     token_p99_s: Positive
     peak_rss_bytes: Count
+    load_cold_s: float | None = None
+    load_warm_s: float | None = None
+    rss_anon_bytes: int | None = None
+    rss_file_bytes: int | None = None
+    pss_bytes: int | None = None
+    swap_bytes: int | None = None
+    kv_cache_bytes: int | None = None
+    weight_bytes_per_token: int | None = None
+    kv_bytes_per_token: int | None = None
+    bandwidth_bytes_per_s: float | None = None
+    decode_ceiling_tokens_per_s: float | None = None
+    decode_of_ceiling: float | None = None
     validity: Literal["good", "noisy", "invalid"] | None = None  # None: measured before there was a rule
     validity_reasons: tuple[str, ...] = ()
 

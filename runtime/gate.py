@@ -97,8 +97,13 @@ def check_plan(baseline: BenchDocument, settings: BenchSettings, *, machine: Map
             )
     _refuse_failures({"the baseline": baseline})
     planned = settings.model_dump() | dict(machine)
-    facts = [_device(baseline), *(_protocol(row) for row in baseline.rows)]
-    _refuse(difference for known in facts for difference in _differences(known, planned, of=known))
+    device = _device(baseline)
+    found = _differences(device, planned, of=device)
+    depths = {depth or settings.prompt_tokens for depth in settings.depths}
+    for known in map(_protocol, baseline.rows):
+        depth = known["prompt_tokens"] if known["prompt_tokens"] in depths else settings.prompt_tokens
+        found += _differences(known, planned | {"prompt_tokens": depth}, of=known)
+    _refuse(found)
 
 
 def compare(
@@ -209,7 +214,10 @@ def _cells(document: BenchDocument) -> dict[tuple[str, int], tuple[Model, Row]]:
     cells: dict[tuple[str, int], tuple[Model, Row]] = {}
     for name, model in document.bench.items():
         known_as = model.file.name if files.count(model.file.name) == 1 else name
-        cells |= {(known_as, row.threads): (model, row) for row in model.rows}
+        one_depth = len({row.prompt_tokens for row in model.rows}) == 1
+        for row in model.rows:
+            cell = known_as if one_depth else f"{known_as} at {row.prompt_tokens} tokens"
+            cells[cell, row.threads] = (model, row)
     return cells
 
 

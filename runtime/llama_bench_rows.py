@@ -19,7 +19,7 @@ from typing import Any
 import ammd
 from ammd.artifact import hash_text
 
-from .bench_document import BenchDocument, Model, Row
+from .bench_document import EXPECTED_AND_MEMORY, BenchDocument, Model, Row
 
 _BUILD_DIGITS = 8
 _NS = 1e9
@@ -88,6 +88,10 @@ OURS: Mapping[str, type] = {
     "token_p95_s": float,
     "token_p99_s": float,
     "peak_rss_bytes": int,
+    **dict.fromkeys(("load_cold_s", "load_warm_s"), float),
+    **dict.fromkeys(("rss_anon_bytes", "rss_file_bytes", "pss_bytes", "swap_bytes", "kv_cache_bytes"), int),
+    **dict.fromkeys(("weight_bytes_per_token", "kv_bytes_per_token"), int),
+    **dict.fromkeys(("bandwidth_bytes_per_s", "decode_ceiling_tokens_per_s", "decode_of_ceiling"), float),
     "validity": str,
     "validity_reasons": str,
     "kl_nats": float,
@@ -119,7 +123,6 @@ def bench_rows(document: BenchDocument, *, proofs: Mapping[str, Proof]) -> list[
         "cpu_info": document.machine.cpu or "",
         "backends": "CPU",
         "n_gpu_layers": 0,
-        "n_depth": 0,
     }
     return [
         dict.fromkeys(THEIRS, "")
@@ -185,6 +188,7 @@ def _engine_columns(row: Row) -> dict[str, Any]:
         "test_time": row.measured_at,
         "load_s": row.load_s,
         "peak_rss_bytes": row.peak_rss_bytes,
+        **{name: getattr(row, name) for name in EXPECTED_AND_MEMORY},
     }
 
 
@@ -203,6 +207,7 @@ def _phase_columns(row: Row, phase: Phase) -> dict[str, Any]:
         "test": f"{phase.value}{tokens}",
         "n_prompt": tokens if prefills else 0,
         "n_gen": 0 if prefills else tokens,
+        "n_depth": 0 if prefills else row.prompt_tokens,  # tokens that precede the timed ones
         "avg_ns": round(statistics.mean(times)),
         "stddev_ns": round(_deviation(times)),
         "avg_ts": statistics.mean(rates),

@@ -1,4 +1,4 @@
-"""The processes of every cell (a model at a thread count), in rounds: one of each, then the next of each.
+"""The processes of every cell (a model at a thread count and depth), in rounds: one of each, then the next of each.
 
 A machine that slows down so does it for all. A cell takes part until it has its processes, and then as long as its
 intervals are too wide and `max_processes` allows. A process that others disturbed (`validity.OUTSIDE`) is measured
@@ -35,6 +35,7 @@ class Cell:
     artifact: ArtifactRef
     engine: str
     threads: int
+    prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +130,10 @@ def measure_cells(cells: Sequence[Cell], settings: BenchSettings, *, measure: Me
     with progress("bench", total) as report:
         while going_on := [pair for pair in zip(cells, courses, strict=True) if not pair[1].note_end()]:
             for cell, course in going_on:
-                report(min(done, total - 1), f"{cell.artifact.name}, {cell.threads} threads")
+                report(
+                    min(done, total - 1),
+                    f"{cell.artifact.name}, {cell.threads} threads, {cell.prompt_tokens} tokens",
+                )
                 _measure_once(cell, course, measure)
                 done += 1
         report(total)

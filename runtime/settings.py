@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -79,14 +79,22 @@ class LlamaSettings(Settings):
 class BenchSettings(Settings):
     """How speed and memory are measured."""
 
-    threads: tuple[int, ...] = (1, 0)
-    """Thread counts, each measured in processes of its own; 0 stands for all cores this process may use."""
+    threads: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | Literal["sweep"] = (
+        1,
+        0,
+    )
+    """Thread counts, each measured in processes of its own; 0 stands for all cores this process may use. `sweep` tries
+    counts up to the physical cores among them, and the fastest one is the model's."""
 
     prompt_tokens: int = Field(default=128, ge=1)
     """Length of the prompt, in real text."""
 
     decode_tokens: int = Field(default=64, ge=2)
     """Tokens decoded after it."""
+
+    depths: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    """Context depths, each measured in processes of its own: tokens of real text that are read before the decoded ones;
+    0 stands for `prompt_tokens`."""
 
     processes: int = Field(default=3, ge=1)
     """Fresh processes for each model and thread count, at least; a comparison with a baseline needs 3."""
@@ -118,6 +126,12 @@ class BenchSettings(Settings):
 
     max_warmup: int = Field(default=10, ge=0)
     """And at most: the warm-up ends once two passes in succession agree with the two before them within 3 %."""
+
+    cold_loads: int = Field(default=3, ge=0)
+    """How often each model is opened with its files dropped from the page cache, and then once more with them in it."""
+
+    bandwidth: bool = True
+    """Measure how fast this machine reads memory, and with it how fast decoding could be at most."""
 
     llama: LlamaSettings = LlamaSettings()
     """How GGUF files are run."""

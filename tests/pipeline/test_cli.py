@@ -194,6 +194,8 @@ QUICK_BENCH = [
         "max_repetitions": 1,
         "warmup": 0,
         "max_warmup": 0,
+        "cold_loads": 0,
+        "bandwidth": "false",
     }.items()
 ]
 

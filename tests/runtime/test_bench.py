@@ -18,6 +18,8 @@ from ammd.runtime.stopping import plan_of
 
 SETTINGS = BenchSettings(
     threads=(1,),
+    cold_loads=0,
+    bandwidth=False,
     prompt_tokens=20,
     decode_tokens=4,
     processes=1,
@@ -119,16 +121,6 @@ def test_passes_that_do_not_count_are_told_apart() -> None:
     assert (passes.warmed_up_by.value, passes.stopped_by.value) == ("agreement", "target")
 
 
-@pytest.mark.parametrize(
-    ("asked", "available", "expected"),
-    [((1, 0), 2, (1, 2)), ((0, 1), 1, (1,)), ((8, 2), 4, (2, 4)), ((0,), 3, (3,))],
-)
-def test_thread_counts_never_exceed_what_is_there(
-    asked: tuple[int, ...], available: int, expected: tuple[int, ...]
-) -> None:
-    assert bench.thread_counts(asked, available=available) == expected
-
-
 def test_row_holds_medians_spread_and_rates() -> None:
     row = bench.summarize([process()], SETTINGS, threads=1)
     assert row["ttft_s"] == pytest.approx(0.25)
@@ -227,3 +219,26 @@ def test_prompt_is_real_text_of_sufficient_length(make_engine: Callable) -> None
     text = bench_child.prompt_text(engine, tokens=1000)
     assert len(engine.tokenize(text)) >= 1000
     assert text.startswith("Water that falls")
+
+
+def test_depths_are_rows_of_their_own_and_all_that_surrounds_a_speed_is_in_it(tiny_gguf: Path) -> None:
+    settings = SETTINGS.model_copy(
+        update={"threads": "sweep", "depths": (0, 40), "cold_loads": 1, "bandwidth": True, "repetitions": 1}
+    )
+    record = bench.measure_artifacts([ArtifactRef(name="a", path=tiny_gguf)], settings)["a"]
+    counts = sorted({row["threads"] for row in record["rows"]})
+    assert [(row["prompt_tokens"], row["threads"]) for row in record["rows"]] == [
+        (depth, threads) for depth in (20, 40) for threads in counts
+    ]
+    assert record["prompt_tokens"] == 20
+    assert record["best"]["threads"] == record["threads"]
+    assert record["decode_tokens_per_s"] == max(
+        row["decode_tokens_per_s"] for row in record["rows"] if row["prompt_tokens"] == 20
+    )
+    for row in record["rows"]:
+        assert row["kv_cache_bytes"] == row["kv_bytes_per_token"] * (row["prompt_tokens"] + 4)
+        assert row["weight_bytes_per_token"] == record["file"]["weight_bytes"]
+        assert row["decode_of_ceiling"] == row["decode_tokens_per_s"] / row["decode_ceiling_tokens_per_s"]
+        assert row["load_warm_s"] > 0
+        assert (row["load_cold_s"] is None) == bool(row["load_note"])
+        assert row["rss_anon_bytes"] + row["rss_file_bytes"] <= row["peak_rss_bytes"] * 1.02

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,16 @@ from ammd.runtime.llama_options import KvType, LlamaOptions
 from ammd.runtime.settings import BenchSettings
 
 TEXT = [*range(5, 105)]
+ONCE: Mapping[str, Any] = {
+    "processes": 1,
+    "max_processes": 1,
+    "repetitions": 1,
+    "max_repetitions": 1,
+    "warmup": 0,
+    "max_warmup": 0,
+    "cold_loads": 0,
+    "bandwidth": False,
+}
 
 
 @pytest.fixture
@@ -86,9 +96,7 @@ def test_options_change_the_way_and_hardly_the_logits(tiny_gguf: Path) -> None:
 
 def test_benchmark_states_what_it_asked_for(tiny_gguf: Path) -> None:
     llama = {"flash_attention": False, "kv_type": "f32", "batch": 64, "micro_batch": 128, "mmap": True}
-    settings = BenchSettings(
-        threads=(1,), prompt_tokens=8, decode_tokens=2, processes=1, repetitions=1, warmup=0, llama=llama
-    )
+    settings = BenchSettings(threads=(1,), prompt_tokens=8, decode_tokens=2, llama=llama, **ONCE)
     row = bench.measure_artifacts([ArtifactRef(name="a", path=tiny_gguf)], settings)["a"]
     found = {key: row["settings"][key] for key in row["settings"] if key not in ("threads", "context_tokens")}
     assert found == {

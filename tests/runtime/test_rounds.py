@@ -17,7 +17,7 @@ from ammd.runtime.rounds import Cell, Course, measure_cells
 from ammd.runtime.settings import BenchSettings
 
 FIRST, SECOND = (
-    Cell(artifact=ArtifactRef(name=name, path=Path(name)), engine="llama.cpp", threads=1)
+    Cell(artifact=ArtifactRef(name=name, path=Path(name)), engine="llama.cpp", threads=1, prompt_tokens=128)
     for name in ("a", "b")
 )
 

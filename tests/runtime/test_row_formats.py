@@ -41,6 +41,7 @@ def test_a_row_for_prefill_and_one_for_decode(bench_document: Callable) -> None:
     rates = [rate for one in document["bench"]["gguf-q8_0"]["samples"] for rate in one["decode_tokens_per_s"]]
     assert (prefill["test"], prefill["n_prompt"], prefill["n_gen"]) == ("pp128", 128, 0)
     assert (decode["test"], decode["n_prompt"], decode["n_gen"]) == ("tg64", 0, 64)
+    assert (prefill["n_depth"], decode["n_depth"]) == (0, 128)
     assert decode["avg_ts"] == statistics.mean(rates)
     assert decode["stddev_ts"] == statistics.stdev(rates)
     assert decode["samples_ts"] == rates

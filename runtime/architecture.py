@@ -1,0 +1,122 @@
+"""What one decoded token reads, as the architecture implies: weights, and keys and values a token of context.
+
+Weights are counted as the file stores them. Every matrix is read whole, a table of embeddings only by the row of the
+token; one that is also the head is read whole, once. An engine that keeps weights wider than the file does reads more
+than is counted here. Experts, of which a token reads some, are not counted at all: what is not known is None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ammd.errors import ArtifactError
+from ammd.gguf_reader import open_gguf
+
+from .artifact_ref import EngineKind, detect_kind
+from .model_file import checkpoint_facts
+from .onnx_folder import read_json
+from .onnx_weights import read_onnx_weights
+
+_KV_BYTES: Mapping[str, float] = {"f32": 4, "f16": 2, "q8_0": 34 / 32, "q4_0": 18 / 32}
+_GGUF_TABLES = ("token_embd.weight", "position_embd.weight", "per_layer_token_embd.weight")
+_LOADED_BYTES = 4  # torch holds a checkpoint in float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """What a token costs to read. None is not known."""
+
+    weight_bytes_per_token: int | None = None
+    kv_values_per_token: int | None = None  # numbers in keys and values of one token, over all layers
+    window_tokens: int | None = None  # beyond which some layer does not look back
+
+    def kv_bytes_per_token(self, kv_type: str, *, context_tokens: int) -> float | None:
+        """Return what one token takes in a cache of this type; None where a window cuts the context."""
+        width = _KV_BYTES.get(kv_type)
+        if self.kv_values_per_token is None or width is None:
+            return None
+        if self.window_tokens and context_tokens > self.window_tokens:
+            return None
+        return self.kv_values_per_token * width
+
+
+def read_architecture(path: Path) -> Architecture:
+    """Return what the files of a model tell; of files that are not understood, nothing."""
+    kind = detect_kind(path)
+    try:
+        if kind is EngineKind.LLAMA_CPP:
+            return _of_gguf(path)
+        if kind is EngineKind.TORCH:
+            return _of_checkpoint(path)
+        return Architecture(**read_onnx_weights(path))
+    except (ArtifactError, OSError, ValueError, LookupError, TypeError, ZeroDivisionError):
+        return Architecture()  # its engine may run it all the same
+
+
+def _of_gguf(path: Path) -> Architecture:
+    reader = open_gguf(path)
+    family = reader.fields["general.architecture"].contents()
+    tensors = {str(tensor.name): tensor for tensor in reader.tensors}
+    tables = _GGUF_TABLES if "output.weight" in tensors else _GGUF_TABLES[1:]
+    weights: int | None = sum(
+        int(tensor.n_bytes) // (int(tensor.shape[-1]) if name in tables else 1)
+        for name, tensor in tensors.items()
+    )
+    if any("_exps." in name for name in tensors):
+        weights = None
+
+    def number(key: str, default: Any = None) -> Any:
+        field = reader.fields.get(f"{family}.{key}")
+        return field.contents() if field else default
+
+    heads, layers = number("attention.head_count"), number("block_count")
+    values = None
+    if heads and layers and not number("attention.kv_lora_rank"):
+        groups = number("attention.head_count_kv", heads)
+        by_layer = groups if isinstance(groups, list) else [groups] * layers
+        size = number("embedding_length") // (heads[0] if isinstance(heads, list) else heads)
+        width = number("attention.key_length", size) + number("attention.value_length", size)
+        values = sum(by_layer) * width
+    return Architecture(
+        weight_bytes_per_token=weights,
+        kv_values_per_token=values,
+        window_tokens=number("attention.sliding_window"),
+    )
+
+
+def _of_checkpoint(folder: Path) -> Architecture:
+    config = read_json(folder / "config.json")
+    if "text_config" in config or config.get("num_experts") or config.get("num_local_experts"):
+        return Architecture()
+    tied = checkpoint_facts(folder)["tied_head"]
+    weights = sum(
+        math.prod(shape[1:] if not tied and name.endswith("embed_tokens.weight") else shape)
+        for name, shape in _shapes(folder)
+    )
+    heads = config["num_attention_heads"]
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    groups = config.get("num_key_value_heads") or heads
+    windowed = config.get("use_sliding_window", True)
+    known = set(config.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}
+    return Architecture(
+        weight_bytes_per_token=weights * _LOADED_BYTES,
+        kv_values_per_token=2 * config["num_hidden_layers"] * groups * size if known else None,
+        window_tokens=config.get("sliding_window") if windowed else None,
+    )
+
+
+def _shapes(folder: Path) -> list[tuple[str, Sequence[int]]]:
+    from safetensors import SafetensorError, safe_open
+
+    shapes: list[tuple[str, Sequence[int]]] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as tensors:
+                shapes += [(name, tensors.get_slice(name).get_shape()) for name in tensors.keys()]  # noqa: SIM118
+        except SafetensorError as exc:
+            raise ArtifactError(f"`{path}` is damaged: {exc}", path=str(path)) from exc
+    return shapes

@@ -1,0 +1,76 @@
+"""Opening a model cold and warm: each pair drops its files from the page cache, opens it, and opens it once more.
+
+The libraries of the engine stay in the cache; cold are the model's files alone. A time is a cold one only if the child
+saw that at most `COLD_SHARE` of the files was in memory before it opened them; else there is none, and a note says why.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .page_cache import drop_from_cache
+
+COLD_SHARE = 0.01  # a page that somebody looked at meanwhile
+
+
+def measure_loads(path: Path, *, pairs: int, open_once: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the medians of some cold and warm openings, as flat parts of a row.
+
+    Args:
+        path: The model.
+        pairs: How often it is opened cold and then warm.
+        open_once: Opens it in a fresh process and gives what `load_child` does.
+
+    Raises:
+        EngineError: The model cannot be loaded or run.
+    """
+    cold, warm, can_ask = [], [], True
+    for _ in range(pairs):
+        can_ask = _drop(path)
+        cold.append(open_once())
+        warm.append(open_once())
+    note = _doubt(cold, can_ask=can_ask)
+    return {
+        **_summary(cold, "cold", times=note is None),
+        **_summary(warm, "warm", times=True),
+        "load_note": note,
+    }
+
+
+def _drop(path: Path) -> bool:
+    try:
+        return drop_from_cache(path)
+    except OSError:  # its engine could read it, or will say why not
+        return False
+
+
+def _doubt(cold: Sequence[Mapping[str, Any]], *, can_ask: bool) -> str | None:
+    """Return why the first openings of the pairs were not cold; None if they were."""
+    if not can_ask:
+        return "this system drops no files from its page cache"
+    shares = [one["resident_share"] for one in cold]
+    if any(share is None for share in shares):
+        return "this system does not tell what is in its page cache"
+    if max(shares) > COLD_SHARE:
+        return f"{max(shares):.0%} of the files stayed in the page cache"
+    return None
+
+
+def _summary(openings: Sequence[Mapping[str, Any]], kind: str, *, times: bool) -> dict[str, Any]:
+    """Return medians; of the shares in memory the one that proves least."""
+    shares = [one["resident_share"] for one in openings if one["resident_share"] is not None]
+    worst = max if kind == "cold" else min
+    seconds = {
+        name: statistics.median(one[name] for one in openings) if times else None
+        for name in ("load_s", "first_token_s")
+    }
+    return {
+        f"load_{kind}_s": seconds["load_s"],
+        f"first_token_{kind}_s": seconds["first_token_s"],
+        f"load_{kind}_resident_share": worst(shares, default=None),
+        f"load_{kind}_major_faults": statistics.median_low(one["major_faults"] for one in openings),
+        f"load_{kind}_read_bytes": statistics.median_low(one["read_bytes"] for one in openings),
+    }

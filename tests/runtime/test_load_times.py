@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ammd.runtime import load_times, memory_split
+from ammd.runtime.child import call
+from ammd.runtime.load_times import measure_loads
+
+
+def opening(**changes: Any) -> dict[str, Any]:
+    return {
+        "load_s": 2.0,
+        "first_token_s": 3.0,
+        "resident_share": 0.0,
+        "major_faults": 4,
+        "read_bytes": 100,
+    } | changes
+
+
+def measured(
+    monkeypatch: pytest.MonkeyPatch, openings: list[dict[str, Any]], *, dropped: bool = True
+) -> dict:
+    """Return what comes of some openings, cold and warm in turn."""
+    monkeypatch.setattr(load_times, "drop_from_cache", lambda _: dropped)
+    waiting = iter(openings)
+    return measure_loads(Path("x"), pairs=len(openings) // 2, open_once=lambda: next(waiting))
+
+
+def test_pairs_give_medians_of_cold_and_of_warm_and_the_weakest_proof(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    warm = [opening(load_s=seconds, resident_share=share) for seconds, share in ((0.5, 1.0), (0.7, 0.9))]
+    cold = [opening(load_s=seconds, resident_share=share) for seconds, share in ((3.0, 0.0), (5.0, 0.005))]
+    found = measured(monkeypatch, [cold[0], warm[0], cold[1], warm[1]])
+    assert found["load_note"] is None
+    assert (found["load_cold_s"], found["load_warm_s"]) == (4, 0.6)
+    assert (found["load_cold_resident_share"], found["load_warm_resident_share"]) == (0.005, 0.9)
+    assert found["first_token_cold_s"] == 3
+    assert found["load_cold_major_faults"] == 4
+
+
+@pytest.mark.parametrize(
+    ("share", "dropped", "note"),
+    [
+        (0.02, True, "2% of the files stayed in the page cache"),
+        (None, True, "this system does not tell what is in its page cache"),
+        (0.0, False, "this system drops no files from its page cache"),
+    ],
+)
+def test_what_was_not_cold_has_no_cold_time(
+    monkeypatch: pytest.MonkeyPatch, share: float | None, dropped: bool, note: str
+) -> None:
+    pair = [opening(resident_share=share), opening(resident_share=share)]
+    found = measured(monkeypatch, pair, dropped=dropped)
+    assert found["load_note"] == note
+    assert (found["load_cold_s"], found["first_token_cold_s"]) == (None, None)
+    assert (found["load_cold_resident_share"], found["load_warm_s"]) == (share, 2)
+
+
+def test_cold_model_is_read_from_storage_and_a_warm_one_is_not(
+    wide_checkpoint: Path, make_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = make_gguf(wide_checkpoint, tmp_path / "wide-f32.gguf")
+    request = {"path": str(path), "threads": 1, "prompt_tokens": 8, "decode_tokens": 2}
+    found = measure_loads(path, pairs=1, open_once=lambda: call("load_child:measure", request))
+    if found["load_note"]:
+        pytest.skip(f"the file system of temporary files: {found['load_note']}")
+    assert found["load_cold_read_bytes"] >= path.stat().st_size > found["load_warm_read_bytes"]
+    assert found["load_warm_resident_share"] == 1
+    assert found["first_token_cold_s"] > found["load_cold_s"] > 0
+
+
+def test_parts_of_memory_add_up() -> None:
+    block = bytearray(b"x") * (32 << 20)
+    split = memory_split.memory_split()
+    assert set(split) == set(memory_split.MEMORY_FIELDS)
+    parts = [split[f"rss_{name}_bytes"] for name in ("anon", "file", "shmem")]
+    assert sum(parts) == pytest.approx(split["rss_bytes"], rel=0.02)  # Linux counts them one after the other
+    assert split["peak_rss_bytes"] >= split["rss_bytes"] >= split["pss_bytes"] > len(block)
+    assert split["rss_anon_bytes"] > len(block)
+
+
+def test_memory_is_unknown_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        def __init__(self, _: object) -> None: ...
+
+        def read_text(self, **_: object) -> str:
+            raise FileNotFoundError
+
+    monkeypatch.setattr(memory_split, "Path", Gone)
+    monkeypatch.setattr(memory_split, "status_bytes", lambda _: None)
+    split = memory_split.memory_split()
+    assert {name for name, value in split.items() if value is None} == set(memory_split.MEMORY_FIELDS) - {
+        "peak_rss_bytes"
+    }
