@@ -1,4 +1,4 @@
-"""Beside every speed what a verify stage has found about a file of the same hash, so that a fast wrong file cannot win."""
+"""What is proven of each measured file: the verify stage's word on the same hash, so that no fast wrong file wins."""
 
 from __future__ import annotations
 

@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # matplotlib knows no `currentColor`; this colour stands for it and is replaced in the text.
-_INK = "#010203"
-_COLOURS = ("#3b82c4", "#e07b39", "#4c9f70", "#a05cc0", "#c2477f", "#8a8f98", "#b8912a", "#2fa3a8")
+INK = "#010203"
+COLOURS = ("#3b82c4", "#e07b39", "#4c9f70", "#a05cc0", "#c2477f", "#8a8f98", "#b8912a", "#2fa3a8")
 _STYLE = {
     "svg.fonttype": "none",  # words stay words: selectable, and in the reader's font
     "font.family": "sans-serif",
     "font.size": 9,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
     "legend.frameon": False,
-    "grid.color": _INK,
+    "grid.color": INK,
     "grid.alpha": 0.15,
     "grid.linewidth": 0.6,
 }
@@ -110,7 +110,7 @@ def draw_trade(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
         handles = []
         for index, (row, size, kl, speed) in enumerate(points):
             shape: dict[str, Any] = {
-                "color": _COLOURS[index % len(_COLOURS)],
+                "color": COLOURS[index % len(COLOURS)],
                 "marker": "o" if "format" in row else "s",
             }
             area = 20 + 280 * speed / fastest if speed else 20
@@ -127,7 +127,7 @@ def draw_trade(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
     return Plot(
         title="Quality, size, speed",
         caption="Left and low is better, a larger mark decodes faster; squares: checkpoints, circles: files",
-        svg=_svg(draw, salt="trade"),
+        svg=draw_svg(draw, salt="trade"),
     )
 
 
@@ -142,10 +142,10 @@ def _draw_lines(curves: Sequence[Mapping[str, Any]], lines: Sequence[_Curve], *,
                     (row["seconds"], y) for row in of_phase if (y := _number(row, line.key)) is not None
                 ]
                 if points:
-                    axes.plot(*zip(*points, strict=True), color=_COLOURS[index], linewidth=1.4, label=label)
+                    axes.plot(*zip(*points, strict=True), color=COLOURS[index], linewidth=1.4, label=label)
                     label = "_"  # one entry of the legend for all phases
         if border := _phase_border(curves):
-            axes.axvline(border, color=_INK, alpha=0.35, linewidth=0.8, linestyle=":")
+            axes.axvline(border, color=INK, alpha=0.35, linewidth=0.8, linestyle=":")
             axes.text(border, 1, " AMMD ▸", transform=axes.get_xaxis_transform(), va="top", fontsize=8)
         axes.set_xlim(0, max(row["seconds"] for row in curves))
         axes.set_xlabel("seconds of training")
@@ -154,7 +154,7 @@ def _draw_lines(curves: Sequence[Mapping[str, Any]], lines: Sequence[_Curve], *,
         if len(lines) > 1:
             axes.legend()
 
-    return _svg(draw, salt=salt)
+    return draw_svg(draw, salt=salt)
 
 
 def _running_seconds(curves: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -179,7 +179,8 @@ def _is_warm(row: Mapping[str, Any]) -> bool:
     return str(row.get("phase")).partition(" ")[0] == "warm"
 
 
-def _svg(draw: Any, *, salt: str) -> str:
+def draw_svg(draw: Any, *, salt: str) -> str:
+    """Return a drawing; `draw` fills its axes, `salt` tells it from others on the page."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -193,7 +194,7 @@ def _svg(draw: Any, *, salt: str) -> str:
         stream = io.StringIO()
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(id|href)="(#?)', lambda found: f'{found[1]}="{found[2]}{_slug(salt)}-', text)
     text = text.replace("url(#", f"url(#{_slug(salt)}-")

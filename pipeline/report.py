@@ -17,6 +17,8 @@ from ammd.artifact import write_json
 from ammd.errors import ArtifactError
 
 from .bench_cells import cells_of_run
+from .bench_plots import draw_bench
+from .bench_tables import bench_blocks, notes_of
 from .cache import Done
 from .columns import show, used_columns, value_of
 from .file_notes import file_notes
@@ -89,6 +91,7 @@ def render_report(
     )
     rows = model_rows(summary)
     columns = used_columns(rows)
+    bench = {row["name"]: row.get("bench") for row in rows}
     trade = draw_trade(rows)
     plots = [*([trade] if trade else []), *draw_curves(curves)]
     return environment.from_string(source).render(
@@ -96,6 +99,9 @@ def render_report(
         columns=columns,
         table=[(row["name"], [show(value_of(row, column), column) for column in columns]) for row in rows],
         cells=cells_of_run(summary),
+        bench_blocks=bench_blocks(bench),
+        bench_notes=notes_of(bench),
+        bench_plots=[(plot.title, plot.caption, Markup(plot.svg)) for plot in draw_bench(bench)],
         plots=[(plot.title, plot.caption, Markup(plot.svg)) for plot in plots],
         parity=_facts(summary["artifacts"], "parity"),
         notes={row["name"]: file_notes(row) for row in summary["artifacts"]},
