@@ -24,6 +24,14 @@ _PATH = click.Path(path_type=Path)
 _MAX_REGRESSION = 0.05
 
 
+def _print_profiles(ctx: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+    if name is None:
+        return None
+    from .profile_output import print_profiles
+
+    return print_profiles(ctx, parameter, name)
+
+
 @click.command(
     epilog=examples(
         "ammd export runs/quickstart/3f9a01c2/distill/student --out phone",
@@ -168,6 +176,7 @@ def evaluate(
     epilog=examples(
         "ammd bench student-q8_0.gguf onnx-int4 --json > baseline.json",
         "ammd bench student-q8_0.gguf onnx-int4 --baseline baseline.json --max-regression 5%",
+        "ammd bench student-q4_0.gguf --profile pixel-8",
     )
 )
 @click.argument("files", nargs=-1, required=True, type=_PATH)
@@ -182,6 +191,16 @@ def evaluate(
 @click.option(
     "--max-regression", callback=read_share, metavar="SHARE", help="How much worse is allowed.  [default: 5%]"
 )
+@click.option(
+    "--profile",
+    metavar="NAME",
+    is_eager=True,
+    callback=_print_profiles,
+    help="Instead: run under this phone's limits here, and project its speed. `list` prints all.",
+)
+@click.option(
+    "--anchor", metavar="FILE", help="Measured on that phone: a `bench --json`, or MODEL=TOKENS_PER_S."
+)
 @engine_option
 @set_option
 @json_option
@@ -191,6 +210,8 @@ def bench(
     form: str | None,
     baseline: Path | None,
     max_regression: float | None,
+    profile: str | None,
+    anchor: str | None,
     engine: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -206,6 +227,10 @@ def bench(
         raise click.UsageError(f"`--json` and `--format {form}` exclude each other")
     if max_regression is not None and baseline is None:
         raise click.UsageError("`--max-regression` needs `--baseline`")
+    if profile and baseline:
+        raise click.UsageError("`--profile` and `--baseline` exclude each other")
+    if anchor and not profile:
+        raise click.UsageError("`--anchor` needs `--profile`")
     from ammd.runtime.settings import BenchSettings
 
     from .alone import measure, named
@@ -215,6 +240,17 @@ def bench(
 
     settings = load_section(BenchSettings, overrides)
     inputs = {"artifacts": named(files, engine=engine)}
+    if profile:
+        from .profile_output import run_profile
+
+        run_profile(
+            profile,
+            inputs["artifacts"],
+            settings=settings,
+            anchor=anchor,
+            form="json" if as_json else form or "table",
+        )
+        return
     known = load_baseline(baseline, settings) if baseline else None
     proofs = find_proofs(files)
     report(

@@ -177,6 +177,15 @@ def gate_table(gate: Mapping[str, Any]) -> Table:
     return table
 
 
+def profile_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return rows of texts under `heads`, the last of them as words."""
+    table = _table(title, heads[0], heads[1:])
+    table.columns[-1].justify = "left"
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def _plain(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else escape(str(value))
 

@@ -66,6 +66,11 @@ class Child:
             encoding="utf-8",
         )
 
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
     def call(self, target: str, request: Mapping[str, object]) -> dict[str, Any]:
         """As the function `call`, in this process."""
         stdin, stdout = cast(TextIO, self._process.stdin), cast(TextIO, self._process.stdout)

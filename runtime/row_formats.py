@@ -15,7 +15,7 @@ from typing import Any
 from .llama_bench_rows import COLUMNS, SAMPLES
 
 TABLE = "llama_bench"  # llama-bench's own name
-_SQL_TYPES = {str: "TEXT", int: "INTEGER", float: "REAL"}
+_SQL_TYPES = {str: "TEXT", int: "INTEGER", float: "REAL", bool: "INTEGER"}
 _MIB = 2**20
 
 
@@ -36,12 +36,17 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def as_sql(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return statements that make the table where it is not there and add the rows."""
-    columns = ",\n".join(f"  {name} {_SQL_TYPES[kind]}" for name, kind in COLUMNS.items())
-    names = ", ".join(COLUMNS)
-    lines = [f"CREATE TABLE IF NOT EXISTS {TABLE} (\n{columns}\n);\n\n"]
+    return sql_table(TABLE, COLUMNS, rows)
+
+
+def sql_table(table: str, kinds: Mapping[str, type], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return statements that make `table` where it is not there and add the rows."""
+    columns = ",\n".join(f"  {name} {_SQL_TYPES[kind]}" for name, kind in kinds.items())
+    names = ", ".join(kinds)
+    lines = [f"CREATE TABLE IF NOT EXISTS {table} (\n{columns}\n);\n\n"]
     for row in rows:
-        values = ", ".join(_sql_value(row[name]) for name in COLUMNS)
-        lines.append(f"INSERT INTO {TABLE} ({names}) VALUES ({values});\n")
+        values = ", ".join(_sql_value(row[name]) for name in kinds)
+        lines.append(f"INSERT INTO {table} ({names}) VALUES ({values});\n")
     return "".join(lines)
 
 
@@ -59,7 +64,7 @@ def _sql_value(value: object) -> str:
         return "NULL"
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
-    return repr(value)
+    return repr(int(value) if isinstance(value, bool) else value)
 
 
 def _number(key: str, form: str, *, per_unit: float = 1) -> Callable[[Mapping[str, Any]], str]:
