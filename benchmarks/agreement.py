@@ -77,9 +77,9 @@ def main() -> None:
     pairs = pairs_in(arguments.export)
     cells = Cells(arguments.work)
     names = [
+        "harness/0",
+        *(f"parts-{pair.name}/0" for pair in parts_pairs(pairs)),
         *(f"{pair.name}/{number}" for number in range(arguments.rounds) for pair in pairs),
-        *(f"harness/{number}" for number in range(3)),
-        *(f"parts-{pair.name}/{number}" for number in range(3) for pair in parts_pairs(pairs)),
     ]
     missing = [name for name in names if cells.get(name) is None]
     wanted = missing[: arguments.cells]

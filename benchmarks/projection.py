@@ -243,7 +243,7 @@ def calibration(points: Sequence[Point]) -> dict[str, float]:
             f"{kind}_anchored_class_factor": quantile_factor(anchored_ratios(of_metric, crossed=True)),
         }
         if metric is Metric.DECODE:
-            small = [one for one in points if one.small]
+            small = [one for one in points if one.small and one.metric is metric]
             ratios = [one.share / fitted.share(second=one.second) for one in small]
             found |= {"small_low": min(ratios), "small_high": max(ratios)}
     wider = tomllib.loads(POINTS.read_text(encoding="utf-8"))["wider"]["anchored_factor"]

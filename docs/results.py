@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from results_of_bench import agreement_part, projection_part
+
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER.parent / "benchmarks" / "results"
 MADE = "<!-- Made by docs/results.py from benchmarks/results; `make docs` writes it anew. -->\n\n"
@@ -46,6 +48,8 @@ def main(arguments: list[str]) -> int:
         *ablation_part(read("ablation")),
         *export_part(read("export")),
         *peers_part(read("export_peers")),
+        *agreement_part(read("agreement")),
+        *projection_part(read("projection")),
     ]
     page = MADE + "\n\n".join(parts) + "\n"
     path = FOLDER / "results.md"

@@ -251,6 +251,8 @@ def bench(
             form="json" if as_json else form or "table",
         )
         return
+    if settings.profiles:
+        raise click.UsageError("`profiles` is for recipes; `--profile NAME` does the same here")
     known = load_baseline(baseline, settings) if baseline else None
     proofs = find_proofs(files)
     report(

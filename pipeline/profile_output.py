@@ -17,6 +17,7 @@ from ammd.runtime.profiles import load_profiles
 from ammd.runtime.row_formats import sql_table
 
 from .cli_options import emit
+from .profile_tables import profile_tables
 from .table import escape, profile_table
 
 if TYPE_CHECKING:
@@ -100,70 +101,19 @@ def report_profile(document: dict[str, Any], *, form: str) -> None:
 
 
 def _tables(document: Mapping[str, Any]) -> Iterable[RenderableType]:
-    name = document["profile"]["name"]
-    for title, rows in _shown(document):
+    for title, rows in profile_tables(document):
         heads = list(rows[0]) if rows else []
         cells = [[escape(value) for value in row.values()] for row in rows]
-        yield profile_table(f"{name}: {title}", heads, cells)
+        yield profile_table(title, heads, cells)
 
 
 def _as_markdown(document: Mapping[str, Any]) -> str:
     parts = []
-    for title, rows in _shown(document):
+    for title, rows in profile_tables(document):
         lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
         table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-        parts.append(f"**{document['profile']['name']}: {title}**\n\n{table}")
+        parts.append(f"**{title}**\n\n{table}")
     return "\n".join(parts)
-
-
-def _shown(document: Mapping[str, Any]) -> list[tuple[str, list[dict[str, str]]]]:
-    """Return both tables as people read them, each with its title; a table without rows is left out."""
-    tables = [
-        (
-            "measured on this machine under the app's limits",
-            [_limits_row(row) for row in document["under_limits"]],
-        ),
-        ("projected, not measured; bursts", [_projected_row(row) for row in document["projected"]]),
-    ]
-    return [(title, rows) for title, rows in tables if rows]
-
-
-def _limits_row(row: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "file": row["file"],
-        "threads": str(row["threads"]),
-        "context": str(row["context_tokens"]),
-        "limit MiB": f"{row['memory_limit_bytes'] / _MIB:.0f} ({row['memory_limit_by']})",
-        "peak RSS MiB": _number(row["peak_rss_bytes"], ".0f", per_unit=_MIB),
-        "load s": _number(row["load_s"], ".2f"),
-        "from disk MiB": _number(row["read_from_disk_bytes"], ".0f", per_unit=_MIB),
-        "TTFT ms": _number(row["ttft_s"], ".0f", per_unit=1e-3),
-        "prefill t/s": _number(row["prefill_tokens_per_s"], ".0f"),
-        "decode t/s": _number(row["decode_tokens_per_s"], ".1f"),
-        "": "passes" if row["passes"] else f"fails: {row['broken']}",
-    }
-
-
-def _projected_row(row: Mapping[str, Any]) -> dict[str, str]:
-    rate, low, high = (row[name] for name in ("projected_tokens_per_s", "projected_low", "projected_high"))
-    return {
-        "file": row["file"],
-        "projected": row["projected_metric"].partition("_")[0],
-        "t/s, 80 % interval": f"{_rate(low)} to {_rate(high)}",
-        "middle": _rate(rate),
-        "error": f"x{low / rate:.2f} to x{high / rate:.2f}",
-        "MB a token": f"{row['weight_bytes_per_token'] / 1e6:.1f}",
-        "from": row["projected_from"],
-    }
-
-
-def _rate(value: float) -> str:
-    """Return a rate with no more digits than it deserves."""
-    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
-
-
-def _number(value: float | None, form: str, *, per_unit: float = 1) -> str:
-    return "–" if value is None else format(value / per_unit, form)
 
 
 def _rows(document: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

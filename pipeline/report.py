@@ -25,6 +25,7 @@ from .file_notes import file_notes
 from .model_card import render_card
 from .open_run import CARD_NAME, RECIPE_NAME, REPORT_NAME, SUMMARY_NAME
 from .plots import draw_curves, draw_trade
+from .profile_tables import profile_tables
 from .recipe import Recipe
 from .summary import build_summary
 from .table import model_rows
@@ -104,6 +105,7 @@ def render_report(
         bench_plots=[(plot.title, plot.caption, Markup(plot.svg)) for plot in draw_bench(bench)],
         plots=[(plot.title, plot.caption, Markup(plot.svg)) for plot in plots],
         parity=_facts(summary["artifacts"], "parity"),
+        profiles=[table for document in summary["profiles"] for table in profile_tables(document)],
         notes={row["name"]: file_notes(row) for row in summary["artifacts"]},
         answers=answers[:_SHOWN_ANSWERS],
         recipe_text=recipe_text,

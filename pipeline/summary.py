@@ -50,6 +50,7 @@ def build_summary(recipe: Recipe, folder: Path, done: Mapping[str, Done]) -> dic
         "machine": describe_machine(),
         "measured_on": _results(done, "bench").get("machine"),
         "validity_rule": _results(done, "bench").get("validity_rule"),
+        "profiles": _results(done, "bench").get("profiles", []),
         "versions": dict(last.versions) if last else {},
         "recipe": recipe.model_dump(mode="json"),
     }

@@ -25,13 +25,14 @@ from ammd.errors import EngineError
 from ammd.machine import available_cores, describe_machine, physical_cores
 
 from .architecture import read_architecture
-from .artifact_ref import ArtifactRef
+from .artifact_ref import ArtifactRef, EngineKind
 from .bootstrap import median_interval, next_interval
 from .ceiling import ceiling_of
 from .child import call
 from .file_facts import describe_file
 from .load_times import measure_loads
 from .memory_split import MEMORY_FIELDS
+from .profile_document import measure_profile
 from .rounds import Cell, Course, Process, measure_cells
 from .settings import BenchSettings
 from .thread_choice import best_row, describe_best, thread_counts
@@ -61,7 +62,22 @@ def run(inputs: BenchInputs, settings: BenchSettings, folder: Path) -> dict[str,
     """
     bench = measure_artifacts(inputs.artifacts, settings)
     write_json(folder / "bench.json", bench)
-    return {"bench": bench, "machine": describe_machine(), "validity_rule": rule_as_json()}
+    facts = {"machine": describe_machine(), "validity_rule": rule_as_json()}
+    return {"bench": bench, **facts, **_on_profiles(inputs.artifacts, settings)}
+
+
+def _on_profiles(artifacts: Sequence[ArtifactRef], settings: BenchSettings) -> dict[str, Any]:
+    """Return what becomes of the exported files on each phone; nothing where none is asked for."""
+    if not settings.profiles:
+        return {}
+    files = [one for one in artifacts if one.kind is not EngineKind.TORCH]
+    prompt, decode = settings.prompt_tokens, settings.decode_tokens
+    return {
+        "profiles": [
+            measure_profile(files, name, prompt_tokens=prompt, decode_tokens=decode, anchor=None)
+            for name in settings.profiles
+        ]
+    }
 
 
 def measure_artifacts(artifacts: Sequence[ArtifactRef], settings: BenchSettings) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ammd.settings import Settings
 
@@ -135,3 +135,18 @@ class BenchSettings(Settings):
 
     llama: LlamaSettings = LlamaSettings()
     """How GGUF files are run."""
+
+    profiles: tuple[str, ...] = ()
+    """Phones under whose limits each exported file is run too, and for which its speed is projected
+    (`ammd bench --profile list`). Both stand apart from what is measured without limits."""
+
+    @field_validator("profiles")
+    @classmethod
+    def _are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if names:
+            from .profiles import load_profiles
+
+            unknown = [name for name in names if name not in load_profiles().profile]
+            if unknown:
+                raise ValueError(f"no profile `{unknown[0]}`; `ammd bench --profile list` prints all")
+        return names

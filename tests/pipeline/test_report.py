@@ -11,6 +11,7 @@ from ammd.pipeline.recipe import load_recipe
 from ammd.pipeline.report import render_report
 from ammd.pipeline.run import run_recipe
 from ammd.pipeline.summary import build_summary
+from ammd.runtime.profile_document import PROJECTED, UNDER_LIMITS
 
 
 @pytest.fixture
@@ -70,6 +71,36 @@ def test_page_of_a_trimmed_run_says_what_is_left(tmp_path, recipe_path):
     assert "Vocabulary trimmed" not in pages[0]
     for text in ("from 49,152 to", "13,788 tokens", "20,369,664 parameters", "10.50 % of", "4.68 % of"):
         assert text in pages[1]
+
+
+def test_page_keeps_what_is_projected_apart_from_what_is_measured(tmp_path, recipe_path):
+    summary = build_summary(load_recipe(recipe_path), tmp_path, {})
+    measured = {
+        **dict.fromkeys(UNDER_LIMITS, 1),
+        "file": "f",
+        "memory_limit_by": "watched",
+        "passes": False,
+        "broken": "memory: 3 MiB over",
+    }
+    projected = {
+        **dict.fromkeys(PROJECTED, 1.0),
+        "file": "f",
+        "projected_metric": "decode_tokens_per_s",
+        "projected_tokens_per_s": 20.0,
+        "projected_low": 12.4,
+        "projected_high": 32.2,
+        "projected_from": "published rates of 7 devices",
+    }
+    document = {"profile": {"name": "pixel-8"}, "under_limits": [measured], "projected": [projected]}
+    without, page = (
+        render_report({**summary, "profiles": found}, curves=[], answers=[], recipe_text="")
+        for found in ([], [document])
+    )
+    assert "On phones that are not here" not in without
+    first, second = page.split("<h3>")[1:3]
+    assert first.startswith("pixel-8: measured on this machine") and "fails: memory: 3 MiB over" in first
+    assert second.startswith("pixel-8: projected, not measured") and "12 to 32" in second
+    assert "12 to 32" not in first
 
 
 def test_ids_of_drawings_on_one_page_are_distinct(page):

@@ -242,3 +242,25 @@ def test_depths_are_rows_of_their_own_and_all_that_surrounds_a_speed_is_in_it(ti
         assert row["load_warm_s"] > 0
         assert (row["load_cold_s"] is None) == bool(row["load_note"])
         assert row["rss_anon_bytes"] + row["rss_file_bytes"] <= row["peak_rss_bytes"] * 1.02
+
+
+def test_profiles_of_a_recipe_get_the_files_and_no_checkpoint(
+    tiny_gguf: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def measure_profile(files: list[ArtifactRef], name: str, **_: object) -> dict[str, object]:
+        asked.append((name, [one.name for one in files]))
+        return {"profile": name}
+
+    monkeypatch.setattr(bench, "measure_profile", measure_profile)
+    monkeypatch.setattr(bench, "measure_artifacts", lambda artifacts, settings: {})
+    artifacts = (ArtifactRef(name="f", path=tiny_gguf), ArtifactRef(name="student", path=tiny_checkpoint))
+    inputs = bench.BenchInputs(artifacts=artifacts)
+    settings = BenchSettings(profiles=("pixel-8", "iphone-16"))
+    found = bench.run(inputs, settings, tmp_path)["profiles"]
+    assert asked == [("pixel-8", ["f"]), ("iphone-16", ["f"])]
+    assert found == [{"profile": "pixel-8"}, {"profile": "iphone-16"}]
+    assert "profiles" not in bench.run(inputs, BenchSettings(), tmp_path)
+    with pytest.raises(ValueError, match="no profile `pixel-88`"):
+        BenchSettings(profiles=("pixel-88",))

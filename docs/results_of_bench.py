@@ -1,0 +1,92 @@
+"""The sections of docs/results.md about our measurements beside others': agreement, and projections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def agreement_part(document: Mapping[str, Any]) -> Iterable[str]:
+    """Yield our numbers beside those of the engines' own tools, and what measuring costs."""
+    rows: Sequence[Row] = document["rows"]
+    machine, settings = document["machine"], document["settings"]
+    where = f"{machine['cores']} cores of {machine['cpu']}, revision {str(document['revision'])[:7]}"
+    lengths = f"{settings['prompt_tokens']} tokens of prompt and {settings['decode_tokens']} decoded"
+    yield "## Beside the engines' own tools"
+    yield (
+        "`python benchmarks/agreement.py`: ours and theirs in turn, each in a fresh process under the same settings,\n"
+        f"{lengths}, {settings['rounds']} rounds, {where}.\n"
+        "Rates in tokens a second, memory in MB, medians; the ratio is the median of the rounds' own, with its 95 %\n"
+        "interval. onnxruntime-genai's wheel has no benchmark; a loop of the calls that its own makes stands for it."
+    )
+    head = ["engine", "file", "what", "beside", "ours", "theirs", "ratio", "goal", "reached"]
+    yield _table(head, [_compared(row) for row in rows if row["ratio"] is not None])
+    harness = next(row for row in rows if row["metric"] == "cpu_share")
+    yield (
+        f"While it measures, the harness itself takes {100 * harness['ours']:.2f} % of a core. A decoded token, in ms:"
+    )
+    head = ["engine", "vocabulary", "in the library", "our Python", "choosing the token", "ours together"]
+    yield _table(head, [_parts(row) for row in rows if row["metric"] == "token_outside_library_s"])
+
+
+def _compared(row: Row) -> list[str]:
+    scale, digits = (1e6, 1) if row["metric"].endswith("_bytes") else (1, 0)
+    high = row["goal_high"]
+    return [
+        row["engine"],
+        f"`{row['artifact']}`",
+        row["metric"].removesuffix("_tokens_per_s").removesuffix("_bytes").replace("_", " "),
+        row["native_tool"],
+        *(f"{row[side] / scale:.{digits}f}" for side in ("ours", "native")),
+        f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})",
+        f"{row['goal_low']:g} to {high:g}" if high else f"{row['goal_low']:g} and more",
+        "yes" if row["reached"] else "no",
+    ]
+
+
+def _parts(row: Row) -> list[str]:
+    parts = (row["library_s"], row["python_s"], row["choice_s"], row["ours"])
+    return [row["engine"], f"{row['vocab_size']:,}", *(f"{1e3 * part:.3f}" for part in parts)]
+
+
+def projection_part(document: Mapping[str, Any]) -> Iterable[str]:
+    """Yield how far off projected rates are."""
+    yield "## Projected speed on phones, against what was published"
+    share = f"{document['coverage']:.0%}"
+    yield (
+        "`python benchmarks/projection.py`: each device in turn is left out of the fit, and its published rates are\n"
+        f"projected from the others; the interval is meant to hold {share}. Then, with one rate of the device known,\n"
+        "each other one of it. Error is of published / projected. The intervals of the latter are made from these\n"
+        "pairs, so what lies in them is no test; the product prints at least 1.15 (`projection_points.toml`)."
+    )
+    head = [
+        "known of the device",
+        "rate",
+        "devices",
+        "rates",
+        "median error, %",
+        "range",
+        "in the interval, %",
+    ]
+    yield _table(head, [_error(row) for row in document["rows"] if row["kind"] != "published"])
+
+
+def _error(row: Row) -> list[str]:
+    known = "nothing"
+    if row["kind"] == "anchored":
+        known = "a rate of the other class" if row["crossed"] else "a rate of the same class"
+    return [
+        known,
+        row["metric"].partition("_")[0],
+        str(row.get("devices", "")),
+        str(row.get("rates", row.get("pairs"))),
+        f"{100 * row['median_error']:.0f}",
+        f"{row['worst_low']:.2f} to {row['worst_high']:.2f}",
+        f"{100 * row['inside']:.0f}",
+    ]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
