@@ -77,11 +77,14 @@ def _watch(pid: int, cap: Cap, ended: threading.Event) -> None:
 
 
 def _make_group(pid: int, limit_bytes: int, root: Path) -> Path | None:
-    """Put a process into a limited group beneath our own; None where that cannot be done."""
+    """Put a process into a limited group; None where that cannot be done.
+
+    Beside our own, since a group that has processes hands no controllers on; beneath it where ours is the root.
+    """
     own = _own_group(root)
     if own is None:
         return None
-    group = own / f"ammd-{pid}"
+    group = (root if own == root else own.parent) / f"ammd-{pid}"
     try:
         group.mkdir()
     except OSError:

@@ -37,8 +37,8 @@ def test_kernels_limit_is_preferred_where_a_group_can_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A folder stands for the file system: a new group comes with the files of the memory controller.
-    group = tmp_path / "ammd-77"
-    monkeypatch.setattr(memory_cap, "_own_group", lambda root: root)
+    group = tmp_path / "ammd-77"  # beside our own: one with processes in it hands no controllers on
+    monkeypatch.setattr(memory_cap, "_own_group", lambda root: root / "ours")
     make = Path.mkdir
 
     def mkdir(path: Path, *arguments: object, **named: object) -> None:

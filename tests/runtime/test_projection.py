@@ -150,3 +150,20 @@ def test_unknown_profile_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match="no profile `pixel8`") as caught:
         find_profile("pixel8")
     assert "`pixel-8`" in caught.value.hint
+
+
+def test_the_page_states_the_factors_that_are_in_force() -> None:
+    page = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
+    facts = CALIBRATION
+    assert f"{1 / facts.decode_factor:.2f} to\n{facts.decode_factor} times" in page
+    assert f"decode ÷ and × {facts.decode_factor}, prefill {facts.prefill_factor}" in page
+    assert f"reaches down to {facts.small_low}" in page
+    anchored = {
+        facts.decode_anchored_factor,
+        facts.prefill_anchored_factor,
+        facts.decode_anchored_class_factor,
+    }
+    assert anchored == {facts.prefill_anchored_class_factor} == {1.15}
+    assert "÷ and × 1.15" in page
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"prints the {len(load_profiles().profile)} phones and boards" in readme
