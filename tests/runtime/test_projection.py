@@ -99,6 +99,16 @@ def test_an_anchor_gives_its_own_rate_back_and_a_narrower_interval() -> None:
         assert one.basis == "measured there: x"
 
 
+def test_an_anchor_of_the_other_class_is_reached_over_the_ratio_of_both() -> None:
+    wide = traffic(weight_bytes_per_token=1_800_000_000)  # 8.5 bits a weight
+    anchor = Anchor(
+        label="x", traffic=wide, depth_tokens=0, threads=4, decode_tokens_per_s=20.0, prefill_tokens_per_s=None
+    )  # fmt: skip
+    found = decode("pixel-9", traffic(), anchor=anchor)
+    step = CALIBRATION.decode_4bit / CALIBRATION.decode_8bit
+    assert found.rate == pytest.approx(20.0 * 1.8 * step)
+
+
 def test_small_models_have_the_interval_of_small_models() -> None:
     small = traffic(parameters=110_000_000, body_parameters=85_000_000, weight_bytes_per_token=65_000_000)
     found = decode("pixel-8", small)
