@@ -34,6 +34,8 @@ _MATRIX_NODES = {
     "DequantizeLinear",
 }
 
+_PASSING = {"Transpose", "Identity", "Cast"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
@@ -119,6 +121,9 @@ def _of_onnx(folder: OnnxFolder) -> Traffic:
     sizes: dict[str, float] = {}
     heads = set()
     for node in model.graph.node:
+        if node.op_type in _PASSING and node.input[0] in stored:  # a tied head is the table, turned
+            stored[node.output[0]] = stored[node.input[0]]
+            continue
         matrices = [name for name in node.input if name in stored and len(stored[name].dims) > 1]
         if node.op_type not in _MATRIX_NODES or not matrices:
             continue

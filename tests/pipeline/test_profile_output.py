@@ -119,4 +119,5 @@ def test_profiles_are_listed_without_files_and_wrong_ones_refused(ammd, tiny_ggu
 def tiny_gguf_file(tiny_checkpoint, tmp_path):
     from ammd.export.to_gguf import write_gguf
 
-    return write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf")
+    write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf", name="tiny")
+    return tmp_path / "tiny.gguf"
