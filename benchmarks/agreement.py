@@ -164,6 +164,9 @@ def our_numbers(pair: Pair, protocol: Protocol) -> tuple[dict[str, float], Mappi
         "path": str(pair.path),
         "engine": pair.engine.value,
         "threads": protocol.threads,
+        # As many passes as theirs, whatever they show.
+        "max_repetitions": protocol.repetitions,
+        "max_warmup": 1,
     }
     result, peak = _timed_child(["bench_child:measure", request])
     numbers = {

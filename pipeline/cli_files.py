@@ -24,12 +24,14 @@ _PATH = click.Path(path_type=Path)
 _MAX_REGRESSION = 0.05
 
 
-def _print_profiles(ctx: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
-    if name is None:
-        return None
-    from .profile_output import print_profiles
+def _print_profiles(ctx: click.Context, _parameter: click.Parameter, name: str | None) -> str | None:
+    """Print all profiles where `list` is asked for, and end; else return the name."""
+    if name == "list":
+        from .profile_output import print_profiles
 
-    return print_profiles(ctx, parameter, name)
+        print_profiles()
+        ctx.exit()
+    return name
 
 
 @click.command(

@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 _MIB = 2**20
 
 
-def print_profiles(ctx: click.Context, _parameter: click.Parameter, name: str | None) -> str | None:
-    """Print all profiles where `list` is asked for, and end; else return the name."""
-    if name != "list":
-        return name
+def print_profiles() -> None:
+    """Print a table of all profiles."""
     known = load_profiles()
     rows = [
         [
@@ -48,8 +46,6 @@ def print_profiles(ctx: click.Context, _parameter: click.Parameter, name: str | 
     ]
     headings = ["device", "SoC", "cores, GHz", "GB/s", "RAM\nGiB", "threads", "app\nMiB"]
     emit({}, lambda: [profile_table("profiles", ["profile", *headings], rows)], as_json=False)
-    ctx.exit()
-    return None
 
 
 def run_profile(

@@ -96,7 +96,7 @@ def measure_profile(
         for done, one in enumerate(artifacts):
             report(done, one.name)
             row, _ = run_under_limits(one, limits, prompt_tokens=prompt_tokens, decode_tokens=decode_tokens)
-            rows.append({"profile": name, **row})
+            rows.append({**row, "profile": name})
             found = project(
                 profile, costs[one.name], known.calibration, depth_tokens=prompt_tokens, anchor=measured_there
             )
