@@ -179,7 +179,7 @@ def gate_table(gate: Mapping[str, Any]) -> Table:
 
 def profile_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Return rows of texts under `heads`, the last of them as words."""
-    table = _table(title, heads[0], heads[1:])
+    table = build_table(title, heads[0], heads[1:])
     table.columns[-1].justify = "left"
     for row in rows:
         table.add_row(*row)
