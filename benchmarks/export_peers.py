@@ -34,12 +34,12 @@ from parts import run
 
 from ammd.artifact import whole_record
 from ammd.errors import ParityError
-from ammd.export.llama_source import CONVERTER, source_tree
 from ammd.export.quantize_gguf import quantize_gguf
 from ammd.export.settings import OnnxSettings
 from ammd.export.to_gguf import write_gguf
 from ammd.export.to_onnx import builder_options, write_onnx
 from ammd.export.to_standard_onnx import write_standard_onnx
+from ammd.llama_source import CONVERTER, source_tree
 from ammd.machine import available_cores
 from ammd.runtime.artifact_ref import ArtifactRef
 from ammd.runtime.settings import VerifySettings

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ammd.errors import EngineError
-from ammd.export.llama_source import source_tree
 from ammd.fetch import user_cache
+from ammd.llama_source import source_tree
 from ammd.machine import available_cores, library_versions
 
 

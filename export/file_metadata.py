@@ -15,10 +15,10 @@ from pathlib import Path, PurePath, PureWindowsPath
 
 from ammd import __version__
 from ammd.artifact import hash_file, hash_weights
+from ammd.llama_source import TREE_VARIABLE
 from ammd.model_origin import License, ModelOrigin, license_of_folder
 
 from .imatrix import read_imatrix
-from .llama_source import TREE_VARIABLE
 from .schemes import CONVERTED, GGUF_SCHEMES, ONNX_SCHEMES, STANDARD_SCHEMES, Scheme
 
 BASE_MODEL_PREFIX = "general.base_model."

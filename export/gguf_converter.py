@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ammd.llama_source import CONVERTER
 from ammd.pre_tokenizer import pre_tokenizer_name
 
 from .checkpoint_facts import read_json
 from .file_metadata import BASE_MODEL_PREFIX
-from .llama_source import CONVERTER
 
 
 def main(arguments: Sequence[str]) -> None:

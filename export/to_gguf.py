@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ammd.errors import ExportError
+from ammd.llama_source import source_tree
 
 from .captured import run_module
 from .checkpoint_facts import read_json
 from .converter_view import converter_view
 from .gguf_contents import read_matrices
-from .llama_source import source_tree
 from .mapped_files import released_mappings
 from .misread import check_gguf
 from .swallowed_space import name_in_file

@@ -133,7 +133,7 @@ def test_no_column_is_named_twice() -> None:
 
 @pytest.fixture(scope="session")
 def llama_cpp_tree() -> Path:
-    from ammd.export.llama_source import source_tree
+    from ammd.llama_source import source_tree
 
     return source_tree()
 

@@ -10,8 +10,8 @@ import importlib.metadata
 import os
 from pathlib import Path
 
-from ammd.errors import ArtifactError, FetchError
-from ammd.fetch import LLAMA_CPP_SOURCES, fetch_unpacked
+from .errors import ArtifactError, FetchError
+from .fetch import LLAMA_CPP_SOURCES, fetch_unpacked
 
 TREE_VARIABLE = "LLAMA_CPP_DIR"
 CONVERTER = "convert_hf_to_gguf.py"

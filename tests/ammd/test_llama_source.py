@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ammd import llama_source
 from ammd.errors import ArtifactError, FetchError
-from ammd.export import llama_source
 from ammd.fetch import LLAMA_CPP_SOURCES, PinnedFile
 
 NEEDED = ("convert_hf_to_gguf.py", "conversion/base.py", "gguf-py/gguf/__init__.py")
