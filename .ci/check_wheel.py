@@ -17,7 +17,11 @@ FOLDERS = {
     "runtime": "ammd/runtime",
     "pipeline": "ammd/pipeline",
 }
-DATA = {"ammd": ["py.typed"], "runtime": ["*.toml"], "pipeline": ["*.toml", "*.jsonl", "*.j2"]}
+DATA = {
+    "ammd": ["py.typed"],
+    "runtime": ["*.toml", "*.sh"],
+    "pipeline": ["*.toml", "*.jsonl", "*.j2"],
+}
 
 
 def main() -> int:

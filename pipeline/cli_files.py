@@ -11,6 +11,7 @@ from ammd.runtime.artifact_ref import EngineKind
 
 from .cli_options import (
     INTERRUPTED,
+    device_options,
     emit,
     engine_option,
     examples,
@@ -22,6 +23,7 @@ from .cli_options import (
 
 _PATH = click.Path(path_type=Path)
 _MAX_REGRESSION = 0.05
+_PLAIN = (None, "table", "json")
 
 
 def _print_profiles(ctx: click.Context, _parameter: click.Parameter, name: str | None) -> str | None:
@@ -179,6 +181,7 @@ def evaluate(
         "ammd bench student-q8_0.gguf onnx-int4 --json > baseline.json",
         "ammd bench student-q8_0.gguf onnx-int4 --baseline baseline.json --max-regression 5%",
         "ammd bench student-q4_0.gguf --profile pixel-8",
+        "ammd bench student-q4_0.gguf --device adb:ZY22ABCDEF --json",
     )
 )
 @click.argument("files", nargs=-1, required=True, type=_PATH)
@@ -203,6 +206,7 @@ def evaluate(
 @click.option(
     "--anchor", metavar="FILE", help="Measured on that phone: a `bench --json`, or MODEL=TOKENS_PER_S."
 )
+@device_options
 @engine_option
 @set_option
 @json_option
@@ -214,6 +218,9 @@ def bench(
     max_regression: float | None,
     profile: str | None,
     anchor: str | None,
+    device: str | None,
+    max_celsius: float,
+    cool_down: int,
     engine: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -224,6 +231,7 @@ def bench(
     the measurement is. `--set` takes the keys of a recipe's [bench] section. The exit code is 6 where a file could not
     be measured; the others are. With `--baseline`, each number gets a verdict, and the exit code is 7 where the whole
     95 % interval of a ratio is worse than allowed, 6 where the two cannot be compared.
+    With `--device`, llama.cpp's `llama-bench` measures GGUF files on a phone, a board or another host.
     """
     if as_json and form not in (None, "json"):
         raise click.UsageError(f"`--json` and `--format {form}` exclude each other")
@@ -241,6 +249,26 @@ def bench(
     from .recipe import load_section
 
     settings = load_section(BenchSettings, overrides)
+    if device is not None:
+        for given, option in (
+            (baseline, "--baseline"),
+            (engine, "--engine"),
+            (profile, "--profile"),
+            (form not in _PLAIN, "--format"),
+        ):
+            if given:
+                raise click.UsageError(f"`--device` and `{option}` exclude each other")
+        from .on_device import bench_on_device
+
+        artifacts = {str(one["name"]): Path(str(one["path"])) for one in named(files)}
+        bench_on_device(
+            artifacts,
+            settings,
+            device=device,
+            heat=(max_celsius, cool_down),
+            as_json=as_json or form == "json",
+        )
+        return
     inputs = {"artifacts": named(files, engine=engine)}
     if profile:
         from .profile_output import run_profile

@@ -79,6 +79,34 @@ def engine_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--device` and what decides whether it is cool enough."""
+    for option in (
+        click.option(
+            "--cool-down",
+            type=click.IntRange(0),
+            default=600,
+            show_default=True,
+            metavar="SECONDS",
+            help="Longest wait for a device that is warmer.",
+        ),
+        click.option(
+            "--max-celsius",
+            type=click.FloatRange(0, 100),
+            default=37.0,
+            show_default=True,
+            help="Warmest battery with which a process may begin on a device; Android must not throttle either.",
+        ),
+        click.option(
+            "--device",
+            metavar="TARGET",
+            help="Measure there: `adb:SERIAL`, `ssh:USER@HOST[:PORT]` or `local`.  [default: here, in ammd's engines]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command `--json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)

@@ -117,6 +117,25 @@ def doctor(runs_dir: Path, as_json: bool) -> None:
     sys.exit(document["exit_code"])
 
 
+@click.command(epilog=examples("ammd devices", "ammd devices --device ssh:pi@raspberrypi --json"))
+@click.option(
+    "--device",
+    "named",
+    multiple=True,
+    metavar="TARGET",
+    help="Ask `ssh:USER@HOST[:PORT]` or `adb:SERIAL` too; may be repeated.",
+)
+@json_option
+def devices(named: tuple[str, ...], as_json: bool) -> None:
+    """List this machine, the phones that adb sees and hosts that are named.
+
+    Chip, cores, instructions, memory, system, battery and temperatures of each.
+    """
+    from .on_device import list_devices
+
+    list_devices(named, as_json=as_json)
+
+
 def _run(
     recipe: Path | None,
     overrides: tuple[str, ...],
@@ -161,4 +180,4 @@ def _say_where(summary: dict[str, Any]) -> None:
 
 
 PATH = (run, distill)
-LOOKING = (runs, report, compare, doctor)
+LOOKING = (runs, report, compare, doctor, devices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,19 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+# Linux's names of the instructions that quantized models gain most from, as Arm and Intel call them.
+INSTRUCTIONS = {
+    "asimddp": "dotprod",
+    "i8mm": "i8mm",
+    "asimdhp": "fp16",
+    "sve": "sve",
+    "sve2": "sve2",
+    "sme": "sme",
+    "avx2": "avx2",
+    "avx512f": "avx512",
+    "avx512_vnni": "vnni",
+    "amx_int8": "amx",
+}
 COMPARE_SCHEMA = "ammd.compare/1"
 
 
@@ -105,6 +119,41 @@ def doctor_table(document: Mapping[str, Any]) -> Table:
         state = f"[{styles[row['state']]}]{row['state']}[/]"
         table.add_row(row["name"], state, escape(row["found"]), escape(row["advice"]))
     return table
+
+
+def devices_table(document: Mapping[str, Any]) -> Table:
+    """Return one line for each device, or why it cannot be used."""
+    table = _table("devices", "device", ["system", "chip", "cores", "instructions", "RAM\nGiB", "battery"])
+    for column in table.columns[1:5]:
+        column.justify = "left"
+    for row in document["devices"]:
+        if "error" in row:
+            table.add_row(escape(row["name"]), f"[bold red]{escape(row['error'])}[/]")
+            continue
+        state, ram = row["state"], row["ram_bytes"]
+        battery = [
+            f"{value:.0f} {unit}"
+            for value, unit in ((state["battery_percent"], "%"), (state["battery_celsius"], "°C"))
+            if value is not None
+        ]
+        table.add_row(
+            escape(row["name"]),
+            escape(row["system"] or row["kernel"]),
+            escape(row["soc"] or row["model"] or row["machine"]),
+            cores_text(row["cores"]),
+            ", ".join(name for flag, name in INSTRUCTIONS.items() if flag in row["features"]),
+            f"{ram / 2**30:.1f}" if ram else "–",
+            ", ".join(battery) or "–",
+        )
+    return table
+
+
+def cores_text(cores: Sequence[Mapping[str, Any]]) -> str:
+    """Return cores by frequency, the fastest first: `1×2.91 + 4×2.37 GHz`; their number where that is not known."""
+    known = Counter(core["max_hz"] for core in cores)
+    if None in known:
+        return str(len(cores))
+    return " + ".join(f"{known[hz]}×{hz / 1e9:.2f}" for hz in sorted(known, reverse=True)) + " GHz"
 
 
 def files_table(document: Mapping[str, Any]) -> Table:

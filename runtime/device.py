@@ -49,8 +49,12 @@ class Connection(Protocol):
     def command(self, script: str) -> Sequence[str]:
         """Return the command that runs `script` there."""
 
-    def diagnose(self, ran: Ran) -> EngineError | None:
-        """Return the error where it is the connection that failed, not the script."""
+    def settle(self, ran: Ran) -> Ran:
+        """Return what the script itself left behind.
+
+        Raises:
+            EngineError: It was the connection that failed.
+        """
 
     def close(self) -> None:
         """Give it up; what still runs there loses its standard input."""
@@ -124,9 +128,7 @@ class Device:
                     if stream:
                         stream.close()
         ran = Ran(exit_code=process.returncode, stdout=_text(out), stderr=_text(err))
-        if ran.exit_code and (error := self._connection.diagnose(ran)):
-            raise error
-        return ran
+        return self._connection.settle(ran)
 
     def ask(self, script: str, *, purpose: str, limit_s: float = SHORT_S) -> str:
         """Return what a script prints.

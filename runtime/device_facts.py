@@ -19,7 +19,7 @@ _PARTS: Mapping[str, str] = {
     "cpuinfo": "cat /proc/cpuinfo",
     "meminfo": "cat /proc/meminfo",
     "status": "cat /proc/self/status",
-    "frequencies": 'for f in /sys/devices/system/cpu/cpu[0-9]*/cpufreq/cpuinfo_max_freq; do echo "$f $(cat "$f")"; done',
+    "frequencies": "grep . /dev/null /sys/devices/system/cpu/cpu[0-9]*/cpufreq/cpuinfo_max_freq",
     "board": "tr -d '\\000' < /proc/device-tree/model",
     "os": "cat /etc/os-release",
     "zones": 'for z in /sys/class/thermal/thermal_zone*; do echo "$(cat "$z/type") $(cat "$z/temp")"; done',

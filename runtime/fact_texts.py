@@ -39,7 +39,7 @@ _MISSING_SENSOR = (-30.0, 150.0)  # outside, or exactly 0: a sensor that is not 
 _WHOLE_DEGREES = 200  # a larger number is in thousandths
 _THERMAL = re.compile(r"Temperature\{mValue=([-\w.]+),.*?mName=([^,}]+)")
 _PROPERTY = re.compile(r"^\[([^\]]+)\]: \[(.*)\]$", re.MULTILINE)
-_FREQUENCY = re.compile(r"/cpu(\d+)/cpufreq/cpuinfo_max_freq (\d+)")
+_FREQUENCY = re.compile(r"/cpu(\d+)/cpufreq/cpuinfo_max_freq:(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ def soc(properties: Mapping[str, str], *, cpuinfo: str) -> str | None:
 
 
 def frequencies_hz(listing: str) -> dict[int, int]:
-    """Return each core's highest frequency, from lines of sysfs path and kHz."""
+    """Return each core's highest frequency, from lines of sysfs path, colon and kHz."""
     return {int(number): int(khz) * 1000 for number, khz in _FREQUENCY.findall(listing)}
 
 

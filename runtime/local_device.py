@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from ammd.errors import EngineError
 from ammd.fetch import user_cache
 
 from .device import Ran
@@ -28,9 +27,9 @@ class LocalConnection:
         """Return the command that runs `script`."""
         return ["sh", "-c", script]
 
-    def diagnose(self, ran: Ran) -> EngineError | None:  # noqa: ARG002 - as the others have it
-        """Return None: there is nothing between here and here."""
-        return None
+    def settle(self, ran: Ran) -> Ran:
+        """Return it as it is: there is nothing between here and here."""
+        return ran
 
     def close(self) -> None:
         """Do nothing."""

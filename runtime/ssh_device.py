@@ -87,9 +87,10 @@ class SshConnection:
             "ClearAllForwardings": "yes",
         }
         flags = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+        # `cat` there ends with this process, however that ends, and the connection with it.
         self._master = subprocess.Popen(
-            [*self._ssh, *flags, "-N", *self._destination],
-            stdin=subprocess.DEVNULL,
+            [*self._ssh, *flags, *self._destination, "cat"],
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._log,
             env={**os.environ, "LC_ALL": "C"},
@@ -109,20 +110,26 @@ class SshConnection:
         shared = [*self._ssh, "-o", "ControlMaster=no"]
         return [*shared, *self._destination, f"sh -c {shlex.quote(script)}"]
 
-    def diagnose(self, ran: Ran) -> EngineError | None:
-        """Return the error where the connection has ended."""
+    def settle(self, ran: Ran) -> Ran:
+        """Return what the script itself left behind.
+
+        Raises:
+            EngineError: The connection has ended.
+        """
         if ran.exit_code != _LOST or self._master is None:
-            return None
+            return ran
         try:
             self._master.wait(_DEATH_S)
         except subprocess.TimeoutExpired:
-            return None  # the script's own exit code
+            return ran  # the script's own exit code
         hint = "what ran there has been ended; files that are whole stay for the next time"
-        return EngineError(f"the connection to `{self.name}` was lost", hint=hint, device=self.name)
+        raise EngineError(f"the connection to `{self.name}` was lost", hint=hint, device=self.name)
 
     def close(self) -> None:
         """End the connection and all that goes through it."""
         if self._master is not None:
+            if self._master.stdin:
+                self._master.stdin.close()
             self._master.terminate()
             try:
                 self._master.wait(_DEATH_S)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -108,6 +110,23 @@ def test_close_ends_what_still_runs_and_leaves_no_socket(server: Server, tmp_pat
     assert not server.sessions()
 
 
+def test_the_end_of_the_process_ends_connection_and_scripts(server: Server, tmp_path: Path) -> None:
+    code = (
+        "import sys; from ammd.runtime.devices import open_device; "
+        f"open_device(sys.argv[1]).run('echo up > {tmp_path}/up; cat; echo over > {tmp_path}/over', held=True)"
+    )
+    process = subprocess.Popen([sys.executable, "-P", "-c", code, server.target])
+    assert _comes(tmp_path / "up")
+    process.kill()
+    process.wait()
+    assert _comes(tmp_path / "over")
+    for _ in range(200):
+        if not server.sessions():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the connection is still there")
+
+
 def test_a_port_without_sshd_refuses(server: Server) -> None:
     with pytest.raises(EngineError, match=r"`ssh:127.0.0.1:\d+` refuses the connection") as caught:
         open_device(f"ssh:127.0.0.1:{_free_port()}")
@@ -178,8 +197,9 @@ def _cut(server: Server, sign: Path) -> None:
     """Kill the connection once `sign` has come."""
     assert _comes(sign)
     for process in psutil.Process(server.process.pid).children(recursive=True):
-        if process.name() == "sshd":
-            process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.name() == "sshd":
+                process.kill()
 
 
 def _comes(path: Path) -> bool:
