@@ -235,7 +235,7 @@ def _summarize(
     samples = [{name: one[name] for name in rates} for one in processes]
     first = processes[0]["llama_bench"][0]
     return {
-        "engine": f"llama.cpp ({BENCH} {first['build_commit']}, build {first['build_number']}, {tool.isa})",
+        "engine": f"llama.cpp ({BENCH} of {tool.source}, {tool.isa})",
         "isa": tool.isa,
         "measured_at": first["test_time"],
         "threads": cell.threads,
@@ -266,4 +266,7 @@ def _summarize(
 
 def _peaks(seen: Sequence[Mapping[str, int | None]]) -> dict[str, int | None]:
     """Return the highest of each number over the processes; None where none of them knows it."""
-    return {name: max((one[name] or 0 for one in seen), default=0) or None for name in seen[0]}
+    return {
+        name: max((known for one in seen if (known := one[name]) is not None), default=None)
+        for name in seen[0]
+    }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ammd.artifact import hash_file
 from ammd.errors import EngineError
+from ammd.llama_source import source_tree
 from ammd.machine import cpu_flags
 
 from .device import Device
@@ -26,6 +27,7 @@ class Tool:
     """A `llama-bench` and what lies beside it."""
 
     isa: str  # what it was compiled for
+    source: str  # the tree that it was built from
     program: Path
     libraries: tuple[Path, ...]
 
@@ -39,7 +41,9 @@ def choose_tool(facts: DeviceFacts, *, device: str) -> Tool:
     """
     if facts.machine in ("aarch64", "arm64"):
         build = Arm64.DOTPROD if _DOTPROD in facts.features else Arm64.BASELINE
-        return Tool(isa=build.value, program=arm64_folder(build) / BENCH, libraries=())
+        return Tool(
+            isa=build.value, source=source_tree().name, program=arm64_folder(build) / BENCH, libraries=()
+        )
     if facts.machine == "x86_64":
         needed = {flag for flag in cpu_flags() if flag.startswith(_COMPILED_FOR)}
         missing = sorted(needed - set(facts.features))
@@ -53,7 +57,7 @@ def choose_tool(facts: DeviceFacts, *, device: str) -> Tool:
         libraries = tuple(sorted(program.parent.glob("lib*.so.[0-9]"))) + tuple(
             program.parent.glob("lib*-impl.so")
         )
-        return Tool(isa="x86-64-native", program=program, libraries=libraries)
+        return Tool(isa="x86-64-native", source=source_tree().name, program=program, libraries=libraries)
     raise EngineError(
         f"`{device}` is a `{facts.machine}`: `{BENCH}` is built for aarch64 and x86_64", device=device
     )

@@ -1,0 +1,217 @@
+"""Is a GGUF the same model on an arm64 phone? Its token ids and distributions there against those of this machine.
+
+llama.cpp's static libraries for arm64 run under qemu's user emulation, which computes what a processor with these
+instructions would: a check of correctness, never of speed. Compared are token ids; on teacher-forced text KL(here ||
+there) and the likeliest token; and greedy text made here, fed to the other: a position whose likeliest token differs is
+where greedy text would part. It is a near-tie if this machine prefers its token by no more than three times the root
+mean square of the logit differences between both. Ends in one line of JSON.
+
+    python benchmarks/arm64.py student-q4_0.gguf --tokens 256
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ammd.artifact import hash_file
+from ammd.llama_source import source_tree
+from ammd.runtime.bench_child import PARAGRAPH
+from ammd.runtime.divergence import row_divergences
+from ammd.runtime.engine import Engine, open_engine
+from ammd.runtime.llama_tools import COMPILER, Arm64, arm64_folder, run_command
+
+EMULATOR = "qemu-aarch64"
+PROBES = (
+    "The quick brown fox",
+    " leading space, 1234567 digits and CamelCase_words",
+    "Grüße aus München: naïve café — ½ €",
+    "こんにちは世界 🙂🚀 привет",
+    "def f(x):  return x**2  # tabs\tand   spaces",
+)
+GREEDY_PROMPTS = ("Water runs", "Once upon a time", "The capital of France is", "To bake bread you need")
+_SOURCE = Path(__file__).with_name("arm64_logits.cpp")
+_CONTEXT_TOKENS = 512
+_TIE_ERRORS = 3  # a difference of two logits strays by 1.4 times their own error; twice that is one in twenty
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computed:
+    """Token ids and the logits after each of them."""
+
+    ids: tuple[int, ...]
+    logits: np.ndarray  # float32 [T, V]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parting:
+    """A position of greedy text at which the other machine would go on otherwise."""
+
+    prompt: int
+    step: int
+    logit_gap: float  # by how much this machine prefers its token to the other's
+    is_near_tie: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """One file, one arm64 build."""
+
+    isa: str
+    same_token_ids: bool
+    positions: int
+    kl_nats: float  # mean a position
+    max_kl_nats: float
+    top1_agreement: float
+    rms_logit_error: float
+    max_logit_error: float
+    apart: tuple[Parting, ...]  # of teacher-forced text: positions with another likeliest token
+    greedy_texts: int
+    greedy_tokens: int
+    partings: tuple[Parting, ...]  # the first in each greedy text
+
+
+def build_reader(build: Arm64, folder: Path) -> Path:
+    """Compile `arm64_logits.cpp` against the static libraries of a build."""
+    tree, libraries = source_tree(), arm64_folder(build)
+    program = folder / f"arm64_logits-{build.value}"
+    names = ("libllama.a", "libggml.a", "libggml-cpu.a", "libggml-base.a")
+    command: list[str | Path] = [COMPILER, "-std=c++17", "-O1", "-static", "-s", "-w", "-o", program, _SOURCE]
+    command += [f"-I{tree}/include", f"-I{tree}/ggml/include"]
+    # pthread as a whole: a static program that finds only some of its functions crashes at its first lock.
+    command += ["-Wl,--start-group", *(libraries / name for name in names), "-Wl,--end-group"]
+    run_command([*command, "-Wl,--whole-archive", "-lpthread", "-Wl,--no-whole-archive"])
+    return program
+
+
+def read_there(program: Path, model: Path, lines: Sequence[str], *, vocab_size: int) -> list[Computed]:
+    """Return what the emulated program computes for lines of texts or ids."""
+    with tempfile.TemporaryDirectory(prefix="ammd-arm64-") as folder:
+        source, target = Path(folder, "in"), Path(folder, "out")
+        source.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        run_command([EMULATOR, program, model, "1", source, target])
+        raw = target.read_bytes()
+    found, place = [], 0
+    while place < len(raw):
+        count = int(np.frombuffer(raw, np.int32, 1, place)[0])
+        ids = np.frombuffer(raw, np.int32, count, place + 4)
+        start = place + 4 + 4 * count
+        logits = np.frombuffer(raw, np.float32, count * vocab_size, start).reshape(count, vocab_size)
+        found.append(Computed(ids=tuple(int(token) for token in ids), logits=logits))
+        place = start + logits.nbytes
+    return found
+
+
+def read_here(engine: Engine, ids: Sequence[int]) -> Computed:
+    """Return what this machine computes for the same ids."""
+    return Computed(ids=tuple(ids), logits=np.concatenate([chunk.copy() for chunk in engine.logits(ids)]))
+
+
+def write_greedily(engine: Engine, prompt: str, *, tokens: int) -> list[int]:
+    """Return a prompt's ids and `tokens` more, each the likeliest."""
+    ids = engine.tokenize(prompt)
+    logits = engine.prefill(ids)
+    for _ in range(tokens):
+        ids.append(int(logits.argmax()))
+        logits = engine.decode(ids[-1])
+    return ids
+
+
+def compare(
+    engine: Engine, model: Path, program: Path, *, isa: str, tokens: int, greedy_tokens: int
+) -> Parity:
+    """Compare a file here with the same file there."""
+    text_ids = engine.tokenize(PARAGRAPH * (1 + tokens // 64))[:tokens]
+    greedy = [
+        write_greedily(engine, prompt, tokens=greedy_tokens) for prompt in GREEDY_PROMPTS if greedy_tokens
+    ]
+    lines = [f"T {probe}" for probe in PROBES]
+    lines += ["I " + " ".join(map(str, ids)) for ids in (text_ids, *greedy)]
+    there = read_there(program, model, lines, vocab_size=engine.vocab_size)
+    probes, (text, *texts) = there[: len(PROBES)], there[len(PROBES) :]
+    here = read_here(engine, text_ids)
+    divergences = row_divergences(here.logits.copy(), text.logits.copy())
+    differences = here.logits - text.logits
+    error = float(np.sqrt(np.square(differences, dtype=np.float64).mean()))
+    starts = [len(engine.tokenize(prompt)) - 1 for prompt in GREEDY_PROMPTS]
+    found = [
+        _partings(read_here(engine, ids), other, prompt=index, start=starts[index], error=error)[:1]
+        for index, (ids, other) in enumerate(zip(greedy, texts, strict=True))
+    ]
+    return Parity(
+        isa=isa,
+        same_token_ids=all(
+            probe.ids == tuple(engine.tokenize(text)) for probe, text in zip(probes, PROBES, strict=True)
+        ),
+        positions=len(text_ids),
+        kl_nats=float(divergences.mean()),
+        max_kl_nats=float(divergences.max()),
+        top1_agreement=float((here.logits.argmax(-1) == text.logits.argmax(-1)).mean()),
+        rms_logit_error=error,
+        max_logit_error=float(np.abs(differences).max()),
+        apart=_partings(here, text, prompt=0, start=0, error=error),
+        greedy_texts=len(greedy),
+        greedy_tokens=greedy_tokens,
+        partings=tuple(parting for one in found for parting in one),
+    )
+
+
+def _partings(
+    here: Computed, there: Computed, *, prompt: int, start: int, error: float
+) -> tuple[Parting, ...]:
+    """Return the positions from `start` on with another likeliest token."""
+    own, other = here.logits.argmax(-1), there.logits.argmax(-1)
+    rows = [row for row in range(start, len(own)) if own[row] != other[row]]
+    gaps = {row: float(here.logits[row, own[row]] - here.logits[row, other[row]]) for row in rows}
+    return tuple(
+        Parting(
+            prompt=prompt, step=row - start, logit_gap=gaps[row], is_near_tie=gaps[row] <= _TIE_ERRORS * error
+        )
+        for row in rows
+    )
+
+
+def measure(model: Path, builds: Sequence[Arm64], *, tokens: int, greedy_tokens: int) -> list[Parity]:
+    """Compare a file with each build."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ammd-arm64-") as folder,
+        open_engine(model, threads=1, context_tokens=_CONTEXT_TOKENS) as engine,
+    ):
+        return [
+            compare(
+                engine,
+                model,
+                build_reader(build, Path(folder)),
+                isa=build.value,
+                tokens=tokens,
+                greedy_tokens=greedy_tokens,
+            )
+            for build in builds
+        ]
+
+
+def main() -> None:
+    """Compare and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--greedy-tokens", type=int, default=32)
+    parser.add_argument("--isa", choices=[build.value for build in Arm64], help="[default: both]")
+    arguments = parser.parse_args()
+    if shutil.which(EMULATOR) is None:
+        parser.error(f"there is no `{EMULATOR}`: install Debian's `qemu-user`")
+    builds = [Arm64(arguments.isa)] if arguments.isa else list(Arm64)
+    found = measure(arguments.model, builds, tokens=arguments.tokens, greedy_tokens=arguments.greedy_tokens)
+    record = {"file": arguments.model.name, "sha256": hash_file(arguments.model)}
+    print(json.dumps(record | {"rows": [asdict(parity) for parity in found]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+// Token ids and logits of a GGUF, for benchmarks/arm64.py: read on one processor, compared on another.
+//
+//   arm64_logits MODEL THREADS IN OUT
+//
+// IN has a line for each sequence: `T` and a text, or `I` and token ids. OUT has for each: their number, the ids, and
+// float32 logits after each of them, in the machine's own byte order.
+
+#include "llama.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace {
+
+[[noreturn]] void fail(const std::string & what) {
+    std::fprintf(stderr, "%s\n", what.c_str());
+    std::exit(1);
+}
+
+std::vector<llama_token> read_ids(const llama_vocab * vocab, const std::string & line) {
+    const std::string rest = line.size() > 2 ? line.substr(2) : "";
+    std::vector<llama_token> ids;
+    if (line[0] == 'I') {
+        std::istringstream words(rest);
+        for (llama_token id; words >> id;) {
+            ids.push_back(id);
+        }
+        return ids;
+    }
+    ids.resize(rest.size() + 8);
+    const int count = llama_tokenize(vocab, rest.data(), rest.size(), ids.data(), ids.size(), false, true);
+    if (count < 0) {
+        fail("cannot tokenize");
+    }
+    ids.resize(count);
+    return ids;
+}
+
+}  // namespace
+
+int main(int argc, char ** argv) {
+    if (argc != 5) {
+        fail("usage: arm64_logits MODEL THREADS IN OUT");
+    }
+    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+    llama_backend_init();
+    llama_model * model = llama_model_load_from_file(argv[1], llama_model_default_params());
+    if (!model) {
+        fail("cannot load the model");
+    }
+    const llama_vocab * vocab = llama_model_get_vocab(model);
+    const size_t width = llama_vocab_n_tokens(vocab);
+
+    llama_context_params parameters = llama_context_default_params();
+    parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = 512;
+    parameters.n_threads = parameters.n_threads_batch = std::atoi(argv[2]);
+    parameters.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    llama_context * context = llama_init_from_model(model, parameters);
+    if (!context) {
+        fail("cannot make a context");
+    }
+
+    std::ifstream in(argv[3]);
+    std::ofstream out(argv[4], std::ios::binary);
+    llama_batch batch = llama_batch_init(512, 0, 1);
+    for (std::string line; std::getline(in, line);) {
+        const std::vector<llama_token> ids = read_ids(vocab, line);
+        const int32_t count = ids.size();
+        if (count < 1 || count > 512) {
+            fail("a sequence has 1 to 512 tokens");
+        }
+        llama_memory_clear(llama_get_memory(context), true);
+        batch.n_tokens = count;
+        for (int32_t i = 0; i < count; i++) {
+            batch.token[i] = ids[i];
+            batch.pos[i] = i;
+            batch.n_seq_id[i] = 1;
+            batch.seq_id[i][0] = 0;
+            batch.logits[i] = true;
+        }
+        if (llama_decode(context, batch) != 0) {
+            fail("cannot decode");
+        }
+        out.write(reinterpret_cast<const char *>(&count), sizeof count);
+        out.write(reinterpret_cast<const char *>(ids.data()), count * sizeof(llama_token));
+        for (int32_t i = 0; i < count; i++) {
+            out.write(reinterpret_cast<const char *>(llama_get_logits_ith(context, i)), width * sizeof(float));
+        }
+    }
+    if (!out.flush()) {
+        fail("cannot write");
+    }
+    llama_batch_free(batch);
+    llama_free(context);
+    llama_model_free(model);
+}
