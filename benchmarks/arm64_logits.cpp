@@ -2,8 +2,8 @@
 //
 //   arm64_logits MODEL THREADS IN OUT
 //
-// IN has a line for each sequence: `T` and a text, or `I` and token ids. OUT has for each: their number, the ids, and
-// float32 logits after each of them, in the machine's own byte order.
+// IN has a line for each sequence: `T` and a text to tokenize, or `I` and token ids to run. OUT has for each the number
+// of its ids and of its rows of logits (0 of a text), the ids, and float32 logits after each of them.
 
 #include "llama.h"
 
@@ -73,6 +73,13 @@ int main(int argc, char ** argv) {
         if (count < 1 || count > 512) {
             fail("a sequence has 1 to 512 tokens");
         }
+        const int32_t rows = line[0] == 'I' ? count : 0;
+        out.write(reinterpret_cast<const char *>(&count), sizeof count);
+        out.write(reinterpret_cast<const char *>(&rows), sizeof rows);
+        out.write(reinterpret_cast<const char *>(ids.data()), count * sizeof(llama_token));
+        if (rows == 0) {
+            continue;
+        }
         llama_memory_clear(llama_get_memory(context), true);
         batch.n_tokens = count;
         for (int32_t i = 0; i < count; i++) {
@@ -85,8 +92,6 @@ int main(int argc, char ** argv) {
         if (llama_decode(context, batch) != 0) {
             fail("cannot decode");
         }
-        out.write(reinterpret_cast<const char *>(&count), sizeof count);
-        out.write(reinterpret_cast<const char *>(ids.data()), count * sizeof(llama_token));
         for (int32_t i = 0; i < count; i++) {
             out.write(reinterpret_cast<const char *>(llama_get_logits_ith(context, i)), width * sizeof(float));
         }

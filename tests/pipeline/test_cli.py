@@ -483,3 +483,29 @@ def test_unexpected_exception_is_a_defect_in_one_line(ammd, monkeypatch):
         "error: ZeroDivisionError: by nought",
         "hint: this is a defect; `--debug` shows where",
     ]
+
+
+@pytest.mark.parametrize("more", [["--baseline", "b.json"], ["--engine", "llama.cpp"], ["--format", "csv"]])
+def test_bench_on_a_device_takes_no_baseline_engine_or_other_format(ammd, more, tmp_path):
+    (tmp_path / "m.gguf").touch()
+    code, out, err = ammd("bench", tmp_path / "m.gguf", "--device", "local", *more)
+    assert (code, out) == (2, "")
+    assert f"`--device` and `{more[0]}` exclude each other" in err
+
+
+def test_bench_on_a_device_that_is_none_is_refused(ammd, tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    code, out, err = ammd("bench", tmp_path / "m.gguf", "--device", "telnet:host")
+    assert (code, out) == (2, "")
+    assert "error: device `telnet:host` is of no known kind" in err
+
+
+def test_devices_lists_this_machine(ammd, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setattr("ammd.runtime.adb_device.has_adb", lambda: False)
+    code, out, _ = ammd("devices", "--json")
+    document = json.loads(out)
+    assert (code, document["schema"]) == (0, "ammd.devices/1")
+    assert [device["name"] for device in document["devices"]] == ["local"]
+    code, out, _ = ammd("devices")
+    assert (code, "local" in out) == (0, True)
