@@ -127,7 +127,7 @@ def doctor(runs_dir: Path, as_json: bool) -> None:
 )
 @json_option
 def devices(named: tuple[str, ...], as_json: bool) -> None:
-    """List this machine, the phones that adb sees and hosts that are named.
+    """List this machine, attached phones and named hosts.
 
     Chip, cores, instructions, memory, system, battery and temperatures of each.
     """

@@ -44,7 +44,10 @@ class Connection(Protocol):
     """How scripts come to a machine."""
 
     name: str  # `local`, `ssh:user@host:port`, `adb:SERIAL`
-    folder_script: str  # prints the folder for our files, made if need be
+
+    @property
+    def folder_script(self) -> str:
+        """A script that prints the folder for our files, made if need be."""
 
     def command(self, script: str) -> Sequence[str]:
         """Return the command that runs `script` there."""

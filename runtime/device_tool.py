@@ -40,10 +40,7 @@ def choose_tool(facts: DeviceFacts, *, device: str) -> Tool:
         ArtifactError: llama.cpp's source cannot be had.
     """
     if facts.machine in ("aarch64", "arm64"):
-        build = Arm64.DOTPROD if _DOTPROD in facts.features else Arm64.BASELINE
-        return Tool(
-            isa=build.value, source=source_tree().name, program=arm64_folder(build) / BENCH, libraries=()
-        )
+        return arm64_tool(Arm64.DOTPROD if _DOTPROD in facts.features else Arm64.BASELINE)
     if facts.machine == "x86_64":
         needed = {flag for flag in cpu_flags() if flag.startswith(_COMPILED_FOR)}
         missing = sorted(needed - set(facts.features))
@@ -61,6 +58,16 @@ def choose_tool(facts: DeviceFacts, *, device: str) -> Tool:
     raise EngineError(
         f"`{device}` is a `{facts.machine}`: `{BENCH}` is built for aarch64 and x86_64", device=device
     )
+
+
+def arm64_tool(build: Arm64) -> Tool:
+    """Return a cross-built `llama-bench`, built if need be.
+
+    Raises:
+        EngineError: It cannot be built.
+        ArtifactError: llama.cpp's source cannot be had.
+    """
+    return Tool(isa=build.value, source=source_tree().name, program=arm64_folder(build) / BENCH, libraries=())
 
 
 def bring(device: Device, source: Path, target: str) -> bool:

@@ -500,6 +500,17 @@ def test_bench_on_a_device_that_is_none_is_refused(ammd, tmp_path):
     assert "error: device `telnet:host` is of no known kind" in err
 
 
+def test_ctrl_c_on_a_device_says_that_nothing_runs_there(ammd, monkeypatch, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ammd.pipeline.on_device.measure_on_device", interrupted)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    code, out, err = ammd("bench", tmp_path / "m.gguf", "--device", "local")
+    assert (code, out) == (130, "")
+    assert "nothing runs on the device any more" in err
+
+
 def test_devices_lists_this_machine(ammd, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setattr("ammd.runtime.adb_device.has_adb", lambda: False)

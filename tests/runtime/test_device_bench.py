@@ -258,6 +258,20 @@ def test_the_build_follows_the_instructions(
     assert tool.isa == build.value
 
 
+def test_an_x86_host_gets_the_native_build_with_its_libraries(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = ("llama-bench", "libllama-bench-impl.so", "libllama.so", "libllama.so.0", "libllama.so.0.5.0")
+    for name in names:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(device_tool, "cpu_flags", lambda: frozenset({"avx2", "fma", "constant_tsc"}))
+    monkeypatch.setattr(device_tool, "native_tool", lambda target: tmp_path / target)
+    monkeypatch.setattr(device_tool, "source_tree", lambda: tmp_path)
+    tool = choose_tool(facts("x86_64", "fma", "avx2", "avx512f"), device="d")
+    assert tool.program == tmp_path / "llama-bench"
+    assert {path.name for path in tool.libraries} == {"libllama.so.0", "libllama-bench-impl.so"}
+
+
 def test_an_x86_host_without_an_instruction_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_tool, "cpu_flags", lambda: frozenset({"avx2", "fma", "tsc"}))
     with pytest.raises(EngineError, match="`d` lacks `avx2`, for which"):

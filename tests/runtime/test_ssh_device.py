@@ -19,8 +19,13 @@ import psutil
 import pytest
 
 from ammd.errors import EngineError, RecipeError
+from ammd.runtime import device_bench
 from ammd.runtime.device import Device
+from ammd.runtime.device_heat import HeatGate
+from ammd.runtime.device_tool import arm64_tool
 from ammd.runtime.devices import open_device
+from ammd.runtime.llama_tools import COMPILER, Arm64
+from ammd.runtime.settings import BenchSettings
 
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 needs_sshd = pytest.mark.skipif(
@@ -56,7 +61,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     (tmp_path / "sshd_config").write_text(
         f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {tmp_path}/host\nAuthorizedKeysFile {tmp_path}/user.pub\n"
         f"PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
-        f"SetEnv XDG_CACHE_HOME={tmp_path}/remote\n"
+        f"SetEnv XDG_CACHE_HOME={tmp_path}/remote PATH={tmp_path}/there:/usr/local/bin:/usr/bin:/bin\n"
     )
     log = (tmp_path / "sshd.log").open("wb")
     process = subprocess.Popen([str(SSHD), "-D", "-e", "-f", str(tmp_path / "sshd_config")], stderr=log)
@@ -183,6 +188,30 @@ def test_a_push_that_is_cut_off_leaves_no_file(device: Device, server: Server, t
             return
         time.sleep(0.05)
     raise AssertionError(list(folder.iterdir()))
+
+
+@pytest.mark.real
+@pytest.mark.skipif(
+    not all(shutil.which(name) for name in (COMPILER, "cmake", "qemu-aarch64")),
+    reason="cross compiler or emulator missing",
+)
+def test_llama_bench_measures_over_the_connection(
+    server: Server, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_bench, "choose_tool", lambda facts, device: arm64_tool(Arm64.BASELINE))
+    (server.client / "there").mkdir()
+    (server.client / "there/taskset").write_text('#!/bin/sh\nshift; exec qemu-aarch64 "$@"\n')
+    (server.client / "there/taskset").chmod(0o755)
+    settings = BenchSettings(threads=(1,), processes=2, repetitions=2, prompt_tokens=8, decode_tokens=4)
+    heat = HeatGate(max_celsius=100, cool_down_s=0)
+    with open_device(server.target) as device:
+        document = device_bench.measure_on_device(device, {"tiny": tiny_gguf}, settings, heat=heat)
+    (row,) = document["bench"]["tiny"]["rows"]
+    assert row["isa"] == "armv8-a"
+    assert row["settings"]["flash_attention"] is True
+    assert [len(one["decode_tokens_per_s"]) for one in row["samples"]] == [2, 2]
+    assert row["decode_tokens_per_s_min"] > 0
+    assert row["peak_rss_bytes"] > row["rss_anon_bytes"] > 0
 
 
 @pytest.mark.parametrize(
