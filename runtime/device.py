@@ -79,7 +79,8 @@ class Device:
             EngineError: It cannot be made.
         """
         if not self._folder:
-            self._folder = self.ask(self._connection.folder_script, purpose="making a folder").strip()
+            said = self.ask(self._connection.folder_script, purpose="making a folder")
+            self._folder = said.strip().rpartition("\n")[2]  # a login shell's greeting may come first
         return self._folder
 
     def run(

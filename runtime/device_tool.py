@@ -97,7 +97,8 @@ def bring(device: Device, source: Path, target: str) -> bool:
 def _hash_there(device: Device, path: str) -> str:
     name = shlex.quote(path)
     script = f"[ ! -f {name} ] || sha256sum {name}"
-    return device.ask(script, purpose="hashing a file", limit_s=_HASH_LIMIT_S).partition(" ")[0]
+    said = device.ask(script, purpose="hashing a file", limit_s=_HASH_LIMIT_S)
+    return said.strip().rpartition("\n")[2].partition(" ")[0]
 
 
 def _check_room(device: Device, folder: str, *, need_bytes: int) -> None:

@@ -500,6 +500,44 @@ def test_bench_on_a_device_that_is_none_is_refused(ammd, tmp_path):
     assert "error: device `telnet:host` is of no known kind" in err
 
 
+def test_bench_on_a_device_prints_a_table_or_one_document(ammd, monkeypatch, tmp_path):
+    from ammd.runtime import device_bench
+    from ammd.runtime.device_tool import Tool
+
+    monkeypatch.setenv("AMMD_CACHE", str(tmp_path / "cache"))
+    shared = {
+        "flash_attn": 1,
+        "n_ubatch": 512,
+        "load_mode": "none",
+        "repack": True,
+        "type_k": "f16",
+        "test_time": "",
+    }
+    rows = [json.dumps(shared | {"n_gen": tokens, "samples_ts": [7.5]}) for tokens in (0, 64)]
+    program = tmp_path / "llama-bench"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{rows[0]}\n{rows[1]}\nEND\n")
+    tool = Tool(isa="stand-in", source="a script", program=program, libraries=())
+    monkeypatch.setattr(device_bench, "choose_tool", lambda facts, device: tool)
+    (tmp_path / "m-q4_0.gguf").write_bytes(b"GGUF")
+    command = (
+        "bench",
+        tmp_path / "m-q4_0.gguf",
+        "--device",
+        "local",
+        "--set",
+        "threads=[1]",
+        "--set",
+        "processes=1",
+    )
+    code, out, _ = ammd(*command, "--json")
+    document = json.loads(out)
+    assert (code, document["schema"]) == (0, "ammd.device-bench/1")
+    assert document["bench"]["gguf-q4_0"]["decode_tokens_per_s"] == 7.5
+    code, out, _ = ammd(*command)
+    assert code == 0
+    assert re.search(r"decode_tokens_per_s +7.5\b", out)
+
+
 def test_ctrl_c_on_a_device_says_that_nothing_runs_there(ammd, monkeypatch, tmp_path):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -40,6 +40,14 @@ def test_files_go_there_and_back_whole(device: Device, tmp_path: Path) -> None:
     assert [path.name for path in Path(device.folder).iterdir()] == ["a file's copy"]
 
 
+def test_a_greeting_of_the_login_shell_is_not_the_folder(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = LocalConnection().folder_script
+    monkeypatch.setattr(LocalConnection, "folder_script", f"echo Welcome to the board; {script}")
+    assert Path(device.folder).is_dir()
+
+
 def test_a_script_that_does_not_end_is_given_up(device: Device) -> None:
     with pytest.raises(EngineError, match=r"`local` has not finished after 0 s"):
         device.run("sleep 1000", limit_s=0.2)

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from ammd.errors import EngineError, RecipeError
-from ammd.runtime import device_bench
+from ammd.runtime import device_bench, ssh_device
 from ammd.runtime.device import Device
 from ammd.runtime.device_heat import HeatGate
 from ammd.runtime.device_tool import arm64_tool
@@ -94,7 +94,10 @@ def device(server: Server) -> Iterator[Device]:
 pytestmark = needs_sshd
 
 
-def test_scripts_and_files_cross_the_connection(device: Device, server: Server, tmp_path: Path) -> None:
+def test_scripts_and_files_cross_the_connection(
+    device: Device, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh_device, "_DEATH_S", 0.2)  # how long it waits to tell 255 from a lost connection
     ran = device.run("echo \"it's\" 'there'; echo err >&2; exit 255")
     assert (ran.exit_code, ran.stdout, ran.stderr) == (255, "it's there\n", "err\n")
     assert device.folder == f"{tmp_path}/remote/ammd"
@@ -109,7 +112,7 @@ def test_scripts_and_files_cross_the_connection(device: Device, server: Server, 
 def test_close_ends_what_still_runs_and_leaves_no_socket(server: Server, tmp_path: Path) -> None:
     device = open_device(server.target)
     with pytest.raises(EngineError, match="has not finished"):
-        device.run(f"echo up > {tmp_path}/up; cat; echo over > {tmp_path}/over", held=True, limit_s=1)
+        device.run(f"echo up > {tmp_path}/up; cat; echo over > {tmp_path}/over", held=True, limit_s=0.5)
     device.close()
     assert _comes(tmp_path / "over")
     assert not server.sessions()
