@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +68,19 @@ def test_the_tool_is_static_and_of_the_right_processor(build: Arm64) -> None:
         else "statically linked"
     )
     assert "statically linked" in said
+
+
+def test_the_oldest_processor_runs_the_baseline_and_not_the_other(tiny_files: dict[str, Path]) -> None:
+    arguments = ["-m", tiny_files["gguf-q4_0"], "-p", "4", "-n", "1", "-r", "1", "-t", "1", "--no-warmup"]
+    ended = {
+        build: subprocess.run(
+            ["qemu-aarch64", "-cpu", "cortex-a53", arm64_folder(build) / BENCH, *arguments],
+            capture_output=True,
+            check=False,
+        ).returncode
+        for build in Arm64
+    }
+    assert ended == {Arm64.BASELINE: 0, Arm64.DOTPROD: -signal.SIGILL}
 
 
 @pytest.fixture(scope="module")
