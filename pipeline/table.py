@@ -123,7 +123,9 @@ def doctor_table(document: Mapping[str, Any]) -> Table:
 
 def devices_table(document: Mapping[str, Any]) -> Table:
     """Return one line for each device, or why it cannot be used."""
-    table = _table("devices", "device", ["system", "chip", "cores", "instructions", "RAM\nGiB", "battery"])
+    table = build_table(
+        "devices", "device", ["system", "chip", "cores", "instructions", "RAM\nGiB", "battery"]
+    )
     for column in table.columns[1:5]:
         column.justify = "left"
     for row in document["devices"]:

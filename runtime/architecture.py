@@ -8,13 +8,14 @@ than is counted here. Experts, of which a token reads some, are not counted at a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ammd.errors import ArtifactError
 from ammd.gguf_reader import open_gguf
+from ammd.safetensors_header import read_headers
 
 from .artifact_ref import EngineKind, detect_kind
 from .model_file import checkpoint_facts
@@ -95,7 +96,7 @@ def _of_checkpoint(folder: Path) -> Architecture:
     tied = checkpoint_facts(folder)["tied_head"]
     weights = sum(
         math.prod(shape[1:] if not tied and name.endswith("embed_tokens.weight") else shape)
-        for name, shape in _shapes(folder)
+        for name, shape in ((name, entry["shape"]) for name, entry in read_headers(folder).items())
     )
     heads = config["num_attention_heads"]
     size = config.get("head_dim") or config["hidden_size"] // heads
@@ -107,16 +108,3 @@ def _of_checkpoint(folder: Path) -> Architecture:
         kv_values_per_token=2 * config["num_hidden_layers"] * groups * size if known else None,
         window_tokens=config.get("sliding_window") if windowed else None,
     )
-
-
-def _shapes(folder: Path) -> list[tuple[str, Sequence[int]]]:
-    from safetensors import SafetensorError, safe_open
-
-    shapes: list[tuple[str, Sequence[int]]] = []
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="numpy") as tensors:
-                shapes += [(name, tensors.get_slice(name).get_shape()) for name in tensors.keys()]  # noqa: SIM118
-        except SafetensorError as exc:
-            raise ArtifactError(f"`{path}` is damaged: {exc}", path=str(path)) from exc
-    return shapes

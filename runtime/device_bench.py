@@ -23,7 +23,7 @@ from ammd.errors import EngineError
 from ammd.progress import progress
 
 from .artifact_ref import EngineKind, detect_kind
-from .bench import spread, thread_counts
+from .bench import spread
 from .device import Device, Ran
 from .device_facts import DeviceFacts, State, read_facts
 from .device_heat import HeatGate, wait_until_cool
@@ -31,6 +31,7 @@ from .device_tool import Tool, bring, choose_tool
 from .file_facts import describe_file
 from .llama_tools import BENCH
 from .settings import BenchSettings
+from .thread_choice import thread_counts
 
 SCHEMA = "ammd.device-bench/1"
 _AGENT = "device_agent.sh"
@@ -77,11 +78,11 @@ def measure_on_device(
     tool = choose_tool(facts, device=device.name)
     program = _bring_tool(device, tool)
     described = {name: describe_file(path) for name, path in files.items()}
-    cells = []
+    cells, big = [], len(facts.big_cores)
     for name, path in files.items():
         there = f"{device.folder}/models/{described[name]['sha256'][:12]}-{path.name}"
         bring(device, path, there)
-        for threads in thread_counts(settings.threads, available=len(facts.big_cores)):
+        for threads in thread_counts(settings.threads, available=big, physical=big):
             cells.append(_Cell(name=name, path=there, threads=threads, cores=_fastest(facts, threads)))
     runs = _measure_cells(device, facts, cells, settings, program=program, heat=heat)
     bench: dict[str, Any] = {}

@@ -65,9 +65,10 @@ def _readers(name: str, users: Mapping[str, Sequence[tuple[Any, int]]]) -> Itera
 def _bytes(tensor: Any) -> int:
     from onnx import TensorProto, helper
 
+    weights: int = math.prod(tensor.dims)
     if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4):
-        return -(-math.prod(tensor.dims) // 2)
-    return math.prod(tensor.dims) * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+        return -(-weights // 2)
+    return weights * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def _kv_values(graph: Any, described: OnnxFolder) -> int | None:
