@@ -19,13 +19,15 @@ def agreement_part(document: Mapping[str, Any]) -> Iterable[str]:
         "`python benchmarks/agreement.py`: ours and theirs in turn, each in a fresh process under the same settings,\n"
         f"{lengths}, {settings['rounds']} rounds, {where}.\n"
         "Rates in tokens a second, memory in MB, medians; the ratio is the median of the rounds' own, with its 95 %\n"
-        "interval. onnxruntime-genai's wheel has no benchmark; a loop of the calls that its own makes stands for it."
+        "interval. onnxruntime-genai's wheel has no benchmark; a loop of the calls that its own makes stands for it.\n"
+        "A goal is undecided where the interval lies across its border."
     )
     head = ["engine", "file", "what", "beside", "ours", "theirs", "ratio", "goal", "reached"]
     yield _table(head, [_compared(row) for row in rows if row["ratio"] is not None])
     harness = next(row for row in rows if row["metric"] == "cpu_share")
     yield (
-        f"While it measures, the harness itself takes {100 * harness['ours']:.2f} % of a core. A decoded token, in ms:"
+        f"While its children measure, the harness takes {100 * harness['ours']:.2f} % of a core; over a whole benchmark, with the\n"
+        f"hash of the file and the intervals, {100 * harness['whole_share']:.1f} %. A decoded token, in ms:"
     )
     head = ["engine", "vocabulary", "in the library", "our Python", "choosing the token", "ours together"]
     yield _table(head, [_parts(row) for row in rows if row["metric"] == "token_outside_library_s"])
@@ -37,12 +39,12 @@ def _compared(row: Row) -> list[str]:
     return [
         row["engine"],
         f"`{row['artifact']}`",
-        row["metric"].removesuffix("_tokens_per_s").removesuffix("_bytes").replace("_", " "),
+        row["metric"].replace("_tokens_per_s", "").removesuffix("_bytes").replace("_", " "),
         row["native_tool"],
         *(f"{row[side] / scale:.{digits}f}" for side in ("ours", "native")),
         f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})",
         f"{row['goal_low']:g} to {high:g}" if high else f"{row['goal_low']:g} and more",
-        "yes" if row["reached"] else "no",
+        row["reached"],
     ]
 
 
