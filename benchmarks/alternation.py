@@ -1,8 +1,8 @@
 """Decode of our ONNX engines and of onnxruntime-genai's own loop in one process, turn by turn, on one thread.
 
-Two processes meet two machines: on a shared host a rate changes by some per cent from one second to the next, more than is
-to be found. Here the three take turns of some dozen tokens, so that all meet the same machine, and one thread leaves out
-whose pool spins while another computes. The ratio of rates is the median over the rounds.
+Two processes meet two machines: on a shared host a rate changes by some per cent from one second to the next, more
+than is to be found. Here the three take turns of some dozen tokens, so that all meet the same machine, and one thread
+leaves out whose pool spins while another computes. The ratio of rates is the median over the rounds.
 
     python benchmarks/alternation.py '{"path": ..., "rounds": 14, "tokens": 40}'
 """
