@@ -27,8 +27,8 @@ def agreement_part(document: Mapping[str, Any]) -> Iterable[str]:
     harness = next(row for row in rows if row["metric"] == "cpu_share")
     shares = [f"{100 * harness[name]:.2f} %" for name in ("ours", "whole_share")]
     yield (
-        f"While its children measure, the harness takes {shares[0]} of a core; over a whole benchmark, with the hash of\n"
-        f"the file and the intervals, {shares[1]}. A decoded token, in ms:"
+        f"While its children measure, the harness takes {shares[0]} of a core; over a whole benchmark, with the hash\n"
+        f"of the file and the intervals, {shares[1]}. A decoded token, in ms:"
     )
     head = ["engine", "vocabulary", "in the library", "our Python", "choosing the token", "ours together"]
     yield _table(head, [_parts(row) for row in rows if row["metric"] == "token_outside_library_s"])

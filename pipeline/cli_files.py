@@ -179,7 +179,6 @@ def evaluate(
 @click.command(
     epilog=examples(
         "ammd bench student-q8_0.gguf onnx-int4 --baseline baseline.json --max-regression 5%",
-        "ammd bench student-q4_0.gguf --profile pixel-8",
         "ammd bench student-q4_0.gguf --device adb:ZY22ABCDEF --json",
     )
 )
