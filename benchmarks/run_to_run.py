@@ -6,7 +6,8 @@ nothing but count starts half-way through (by how long the undisturbed ones took
 marked? Limits and rule are those of `ammd bench`; only passes and processes are short.
 
 Every run is kept in WORK_DIR, so that a call goes on where the one before it ended, and `--seconds` ends a call early:
-whoever shares the machine gives it away for so long. The last one writes `benchmarks/results/run_to_run.json`.
+whoever shares the machine gives it away for so long. The last one writes `benchmarks/results/run_to_run.json`;
+`--so-far` writes it from the runs that there are.
 
 Usage:
     python benchmarks/run_to_run.py WORK_DIR GGUF [--seconds 30]
@@ -63,7 +64,8 @@ def main() -> None:
     missing = [name for name in names if cells.get(name) is None]
     if missing:
         print(f"{len(missing)} of {len(names)} runs are missing", file=sys.stderr)
-        return
+        if not arguments.so_far:
+            return
     found = {kind: of_kind(cells, kind) for kind in RUNS}
     publish(
         "run_to_run",
@@ -80,6 +82,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("work", type=Path, metavar="WORK_DIR")
     parser.add_argument("gguf", type=Path, metavar="GGUF")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no run begins after these")
+    parser.add_argument("--so-far", action="store_true", help="write what there is, though runs are missing")
     return parser.parse_args()
 
 
