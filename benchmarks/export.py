@@ -45,6 +45,8 @@ BENCH = BenchSettings(
     repetitions=3,
     max_repetitions=3,
     max_warmup=1,
+    cold_loads=0,
+    bandwidth=False,
 )
 
 

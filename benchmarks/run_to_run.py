@@ -47,6 +47,8 @@ SETTINGS = BenchSettings(
     max_repetitions=8,
     min_seconds=0.5,
     max_warmup=4,
+    cold_loads=0,
+    bandwidth=False,
 )
 _COUNT = "import sys, time; time.sleep(float(sys.argv[1]))\nwhile True: pass"
 

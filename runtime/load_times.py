@@ -61,8 +61,8 @@ def _doubt(cold: Sequence[Mapping[str, Any]], *, can_ask: bool) -> str | None:
 
 def _summary(openings: Sequence[Mapping[str, Any]], kind: str, *, times: bool) -> dict[str, Any]:
     """Return medians; of the shares in memory the one that proves least."""
-    shares = [one["resident_share"] for one in openings if one["resident_share"] is not None]
-    worst = max if kind == "cold" else min
+    shares = sorted(one["resident_share"] for one in openings if one["resident_share"] is not None)
+    weakest = shares[-1 if kind == "cold" else 0] if shares else None
     seconds = {
         name: statistics.median(one[name] for one in openings) if times else None
         for name in ("load_s", "first_token_s")
@@ -70,7 +70,7 @@ def _summary(openings: Sequence[Mapping[str, Any]], kind: str, *, times: bool) -
     return {
         f"load_{kind}_s": seconds["load_s"],
         f"first_token_{kind}_s": seconds["first_token_s"],
-        f"load_{kind}_resident_share": worst(shares, default=None),
+        f"load_{kind}_resident_share": weakest,
         f"load_{kind}_major_faults": statistics.median_low(one["major_faults"] for one in openings),
         f"load_{kind}_read_bytes": statistics.median_low(one["read_bytes"] for one in openings),
     }

@@ -86,11 +86,10 @@ def _kv_values(graph: Any, described: OnnxFolder) -> int | None:
 
 def _window(folder: Path) -> int | None:
     """Return the window of a cache or of some layers."""
-    for name in ("genai_config.json", "config.json"):
-        if (folder / name).is_file():
-            config = read_json(folder / name)
-            if name == "config.json":
-                return config.get("sliding_window") if config.get("use_sliding_window", True) else None
-            window = config["model"]["decoder"].get("sliding_window")
-            return window["window_size"] if window else None
-    return None
+    window: int | None = None
+    if (folder / "genai_config.json").is_file():
+        decoder = read_json(folder / "genai_config.json")["model"]["decoder"]
+        window = (decoder.get("sliding_window") or {}).get("window_size")
+    elif (config := read_json(folder / "config.json")).get("use_sliding_window", True):
+        window = config.get("sliding_window")
+    return window

@@ -47,6 +47,8 @@ retries = 0
 repetitions = 1
 max_repetitions = 1
 max_warmup = 1
+cold_loads = 0
+bandwidth = false
 """
 
 
