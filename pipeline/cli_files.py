@@ -225,11 +225,12 @@ def bench(
 ) -> None:
     """Measure speed and memory of FILES.
 
-    Load time, time to first token, prefill and decode speed, peak memory, each in processes of its own, and how good
-    the measurement is. `--set` takes the keys of a recipe's [bench] section. The exit code is 6 where a file could not
-    be measured; the others are. With `--baseline`, each number gets a verdict, and the exit code is 7 where the whole
-    95 % interval of a ratio is worse than allowed, 6 where the two cannot be compared.
-    With `--device`, llama.cpp's `llama-bench` measures GGUF files on a phone, a board or another host.
+    Cold and warm start, time to first token, prefill and decode speed, memory, each in processes of its own, beside
+    the speed that the architecture and this machine's memory allow, and how good the measurement is. `--set` takes
+    the keys of a recipe's [bench] section. The exit code is 6 where a file could not be measured; the others are.
+    With `--baseline`, each number gets a verdict, and the exit code is 7 where the whole 95 % interval of a ratio is
+    worse than allowed, 6 where the two cannot be compared. With `--device`, llama.cpp's `llama-bench` measures GGUF
+    files on a phone, a board or another host.
     """
     if as_json and form not in (None, "json"):
         raise click.UsageError(f"`--json` and `--format {form}` exclude each other")
