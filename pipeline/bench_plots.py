@@ -66,7 +66,7 @@ def _points(record: Mapping[str, Any], key: str, *, same: str) -> list[tuple[flo
     return sorted(
         (row[key], row[_RATE], row[f"{_RATE}_low"], row[f"{_RATE}_high"])
         for row in record.get("rows", ())
-        if row.get(_RATE) and row[same] == record[same]
+        if row.get(f"{_RATE}_low") and row.get(same) == record.get(same)
     )
 
 

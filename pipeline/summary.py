@@ -98,7 +98,7 @@ def _bench(name: str, done: Mapping[str, Done]) -> Mapping[str, Any] | None:
     found: Mapping[str, Any] | None = _results(done, "bench").get("bench", {}).get(name)
     if found is None:
         return None
-    record = copy.deepcopy(found)
+    record: dict[str, Any] = copy.deepcopy(found)
     name_proofs([record], proofs_of(_results(done, "verify").get("parity", {})))
     return record
 
