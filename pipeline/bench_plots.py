@@ -108,7 +108,7 @@ def _latencies(records: Mapping[str, Mapping[str, Any]]) -> Plot | None:
     times = {
         name: [1e3 * record[f"token_p{percent}_s"] for percent in _PERCENTILES]
         for name, record in records.items()
-        if record.get("token_p50_s")
+        if all(record.get(f"token_p{percent}_s") for percent in _PERCENTILES)
     }
     if not times:
         return None
