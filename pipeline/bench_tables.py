@@ -71,16 +71,16 @@ def bench_blocks(bench: Mapping[str, Mapping[str, Any] | None]) -> tuple[Block, 
                 headings=(
                     ("threads", ""),
                     ("depth", "tokens"),
-                    *((number.title, number.unit) for number in used),
                     ("proofs", ""),
+                    *((number.title, number.unit) for number in used),
                 ),
                 rows=tuple(
                     (
                         name,
                         str(row["threads"]),
                         str(row.get("prompt_tokens", UNKNOWN)),
-                        *(_show(row, number) for number in used),
                         row.get("proofs") or UNKNOWN,
+                        *(_show(row, number) for number in used),
                     )
                     for name, row in rows
                 ),
