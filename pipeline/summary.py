@@ -95,7 +95,7 @@ def _artifact_row(row: Mapping[str, Any], done: Mapping[str, Done]) -> dict[str,
 
 def _bench(name: str, done: Mapping[str, Done]) -> Mapping[str, Any] | None:
     """Return a model's speed, with what is proven of the same file."""
-    found: Mapping[str, Any] | None = _results(done, "bench").get("bench", {}).get(name)
+    found: dict[str, Any] | None = _results(done, "bench").get("bench", {}).get(name)
     if found is None:
         return None
     record: dict[str, Any] = copy.deepcopy(found)
