@@ -2,7 +2,7 @@
 
 Weights are counted as the file stores them. Every matrix is read whole, a table of embeddings only by the row of the
 token; one that is also the head is read whole, once. An engine that keeps weights wider than the file does reads more
-than is counted here. Experts, of which a token reads some, are not counted at all: what is not known is None.
+than is counted here. Of a mixture's experts those count that a token is sent to. What is not known is None.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .onnx_folder import read_json
 from .onnx_weights import read_onnx_weights
 
 _KV_BYTES: Mapping[str, float] = {"f32": 4, "f16": 2, "q8_0": 34 / 32, "q4_0": 18 / 32}
+EXPERTS = "_exps."  # in the names of tensors that hold all experts of a layer
 _GGUF_TABLES = ("token_embd.weight", "position_embd.weight", "per_layer_token_embd.weight")
 _LOADED_BYTES = 4  # torch holds a checkpoint in float32
 
@@ -63,12 +64,12 @@ def _of_gguf(path: Path) -> Architecture:
     family = reader.fields["general.architecture"].contents()
     tensors = {str(tensor.name): tensor for tensor in reader.tensors}
     tables = _GGUF_TABLES if "output.weight" in tensors else _GGUF_TABLES[1:]
-    weights: int | None = sum(
-        int(tensor.n_bytes) // (int(tensor.shape[-1]) if name in tables else 1)
+    weights = sum(
+        int(tensor.n_bytes)
+        * (used_experts(reader) if EXPERTS in name else 1)
+        / (int(tensor.shape[-1]) if name in tables else 1)
         for name, tensor in tensors.items()
     )
-    if any("_exps." in name for name in tensors):
-        weights = None
 
     def number(key: str, default: Any = None) -> Any:
         field = reader.fields.get(f"{family}.{key}")
@@ -83,10 +84,23 @@ def _of_gguf(path: Path) -> Architecture:
         width = number("attention.key_length", size) + number("attention.value_length", size)
         values = sum(by_layer) * width
     return Architecture(
-        weight_bytes_per_token=weights,
+        weight_bytes_per_token=round(weights),
         kv_values_per_token=values,
         window_tokens=number("attention.sliding_window"),
     )
+
+
+def used_experts(reader: Any) -> float:
+    """Return the share of a GGUF's experts that a token is sent to.
+
+    Raises:
+        KeyError: It does not say.
+    """
+    family = reader.fields["general.architecture"].contents()
+    used, whole = (
+        reader.fields[f"{family}.{key}"].contents() for key in ("expert_used_count", "expert_count")
+    )
+    return float(used) / float(whole)
 
 
 def _of_checkpoint(folder: Path) -> Architecture:

@@ -5,7 +5,6 @@ It tells whether the file fits, and not how fast it is on the phone: a row of it
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from .bench_child import prompt_text, time_pass
 from .child import Child
 from .engine import open_engine
 from .memory_cap import Cap, capped
+from .page_cache import drop_from_cache, storage_counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,15 +110,15 @@ def measure_cold(request: Mapping[str, Any]) -> dict[str, Any]:
         EngineError: The model cannot be loaded or run.
     """
     path, clock = Path(request["path"]), time.perf_counter
-    _drop_from_cache(path)
-    before, started = _read_bytes(), clock()
+    drop_from_cache(path)  # what is read from the disk afterwards tells whether it was
+    (_, before), started = storage_counts(), clock()
     with open_engine(
         path,
         threads=request["threads"],
         context_tokens=request["context_tokens"],
         kind=asked_kind(request),
     ) as engine:
-        load_s, after = clock() - started, _read_bytes()
+        load_s, (_, after) = clock() - started, storage_counts()
         one = time_pass(
             engine,
             prompt_text(engine, tokens=request["prompt_tokens"]),
@@ -129,29 +129,9 @@ def measure_cold(request: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "engine": engine.name,
             "load_s": load_s,
-            "read_from_disk_bytes": None if before is None or after is None else after - before,
+            "read_from_disk_bytes": after - before,
             "ttft_s": one.ttft_s,
             "prefill_tokens_per_s": request["prompt_tokens"] / one.prefill_s,
             "decode_tokens_per_s": len(one.token_s) / sum(one.token_s),
             "peak_rss_bytes": peak_rss_bytes(),
         }
-
-
-def _drop_from_cache(path: Path) -> None:
-    """Ask the kernel to forget the files; what is read from the disk afterwards tells whether it did."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for file in filter(Path.is_file, path.rglob("*")) if path.is_dir() else (path,):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())  # what is not written yet cannot be dropped
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _read_bytes() -> int | None:
-    """Return what this process has had read from storage; None where the system does not count it."""
-    try:
-        lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    counts = dict(line.split(": ") for line in lines)
-    return int(counts["read_bytes"])

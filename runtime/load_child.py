@@ -11,9 +11,7 @@ from .artifact_ref import asked_kind
 from .bench_child import prompt_text
 from .engine import open_engine
 from .llama_options import asked_options
-from .page_cache import resident_share
-
-_SECTOR_BYTES = 512  # getrusage's blocks
+from .page_cache import resident_share, storage_counts
 
 
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,7 +29,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     """
     path = Path(request["path"])
     share = resident_share(path)
-    faults, read = _storage_counts()
+    faults, read = storage_counts()
     started = time.perf_counter()
     with open_engine(
         path,
@@ -44,7 +42,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         token_ids = engine.tokenize(prompt_text(engine, tokens=request["prompt_tokens"]))
         engine.prefill(token_ids[: request["prompt_tokens"]]).argmax()
         first_token_s = time.perf_counter() - started
-        faults_after, read_after = _storage_counts()
+        faults_after, read_after = storage_counts()
     return {
         "load_s": load_s,
         "first_token_s": first_token_s,
@@ -52,11 +50,3 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         "major_faults": faults_after - faults,
         "read_bytes": read_after - read,
     }
-
-
-def _storage_counts() -> tuple[int, int]:
-    """Return major faults of this process, and bytes that were read from storage for it."""
-    import resource
-
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_majflt, usage.ru_inblock * _SECTOR_BYTES

@@ -13,6 +13,8 @@ import mmap
 import os
 from pathlib import Path
 
+_SECTOR_BYTES = 512  # getrusage's blocks
+
 
 def model_files(path: Path) -> tuple[Path, ...]:
     """Return a model's files: itself, or all that its folder holds."""
@@ -65,3 +67,11 @@ def resident_share(path: Path) -> float | None:
         resident += sum(flag & 1 for flag in flags)
         total += len(flags)
     return resident / total if total else None
+
+
+def storage_counts() -> tuple[int, int]:
+    """Return major faults of this process, and bytes that were read from storage for it."""
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_majflt, usage.ru_inblock * _SECTOR_BYTES

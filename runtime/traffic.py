@@ -1,8 +1,7 @@
-"""What a decoded token moves through memory: the weights that are read, and keys and values by position.
+"""What a decoded token moves and computes: the bytes of `architecture`, and the numbers that stand behind them.
 
-A model's file says it. The table of embeddings is only looked into, a row a token; where the head is the same table,
-it is read whole, as the head. Of a mixture's experts those count that a token is sent to. Nothing is loaded: a GGUF is
-mapped, of an ONNX folder only the graph is read.
+Bytes rule the rate of decoding, weights that of a prompt. Of a mixture's experts those count that a token is sent to.
+Nothing is loaded: a GGUF is mapped, of an ONNX folder only the graph is read.
 """
 
 from __future__ import annotations
@@ -16,15 +15,10 @@ from typing import Any
 from ammd.errors import ArtifactError, EngineError
 from ammd.gguf_reader import open_gguf
 
+from .architecture import EXPERTS, read_architecture, used_experts
 from .artifact_ref import EngineKind, detect_kind
 from .onnx_folder import OnnxFolder, read_onnx_folder
 
-_CACHE_BYTES = {
-    EngineKind.LLAMA_CPP: 2,
-    EngineKind.ONNX_GENAI: 4,
-}  # of one number of the cache, as engines have it
-_EXPERTS = "_exps."
-_ITEM_BITS = {1: 32, 2: 8, 3: 8, 6: 32, 7: 64, 10: 16, 16: 16, 21: 4, 22: 4}  # ONNX's element types
 _MATRIX_NODES = {
     "MatMul",
     "Gemm",
@@ -66,59 +60,51 @@ def traffic_of(path: Path) -> Traffic:
     kind = detect_kind(path)
     if kind is EngineKind.TORCH:
         raise EngineError(f"`{path}` is a checkpoint", hint="give a .gguf file or an ONNX folder")
+    reads = read_architecture(path)
+    cache = "f16" if kind is EngineKind.LLAMA_CPP else "f32"  # as engines have it by default
+    keys = reads.kv_bytes_per_token(cache, context_tokens=0)
     try:
-        return _of_gguf(path) if kind is EngineKind.LLAMA_CPP else _of_onnx(read_onnx_folder(path))
+        counts = _of_gguf(path) if kind is EngineKind.LLAMA_CPP else _of_onnx(read_onnx_folder(path))
+        if not reads.weight_bytes_per_token or not keys:
+            raise ValueError("no weights, or no cache of a known shape")
     except (OSError, ValueError, IndexError, KeyError) as exc:
         raise ArtifactError(f"`{path}` does not say what it holds: {exc}", path=str(path)) from exc
+    return Traffic(
+        weight_bytes_per_token=reads.weight_bytes_per_token, kv_bytes_per_token=round(keys), **counts
+    )
 
 
-def _of_gguf(path: Path) -> Traffic:
+def _of_gguf(path: Path) -> dict[str, Any]:
     reader = open_gguf(path)
-
-    def value(name: str, default: Any = None) -> Any:
-        field = reader.fields.get(f"{arch}.{name}")
-        return default if field is None else field.contents()
-
-    arch = reader.fields["general.architecture"].contents()
     names = {tensor.name for tensor in reader.tensors}
     head = "output.weight" if "output.weight" in names else "token_embd.weight"
-    used = value("expert_used_count", 1) / value("expert_count", 1) if value("expert_count", 0) else 1.0
-    weight_bytes = parameters = body = 0.0
+    parameters = body = 0.0
     for tensor in reader.tensors:
         if tensor.name == "token_embd.weight" and head != tensor.name:
             continue
-        share = used if _EXPERTS in tensor.name else 1.0
-        weight_bytes += share * int(tensor.n_bytes)
+        share = used_experts(reader) if EXPERTS in tensor.name else 1.0
         parameters += share * int(tensor.n_elements)
         if tensor.name != head:
             body += share * int(tensor.n_elements)
-    layers = int(value("block_count"))
-    heads = value("attention.head_count_kv", value("attention.head_count"))
-    kv_heads = sum(heads) if isinstance(heads, list) else layers * int(heads)
-    all_heads = value("attention.head_count")
-    size = value("embedding_length") // (max(all_heads) if isinstance(all_heads, list) else all_heads)
-    width = value("attention.key_length", size) + value("attention.value_length", size)
-    return Traffic(
-        weight_bytes_per_token=round(weight_bytes),
-        kv_bytes_per_token=kv_heads * width * _CACHE_BYTES[EngineKind.LLAMA_CPP],
-        body_parameters=round(body),
-        parameters=round(parameters),
-        layers=layers,
-        has_k_quants=any(_is_k_quant(tensor) for tensor in reader.tensors if tensor.name != head),
-    )
+    family = reader.fields["general.architecture"].contents()
+    return {
+        "body_parameters": round(body),
+        "parameters": round(parameters),
+        "layers": int(reader.fields[f"{family}.block_count"].contents()),
+        "has_k_quants": any(_is_k_quant(tensor) for tensor in reader.tensors if tensor.name != head),
+    }
 
 
 def _is_k_quant(tensor: Any) -> bool:
     return str(tensor.tensor_type.name).endswith("_K")
 
 
-def _of_onnx(folder: OnnxFolder) -> Traffic:
+def _of_onnx(folder: OnnxFolder) -> dict[str, Any]:
     import onnx
 
     model = onnx.load(str(folder.graph), load_external_data=False)
     stored = {one.name: one for one in model.graph.initializer}
     counts: dict[str, int] = {}
-    sizes: dict[str, float] = {}
     heads = set()
     for node in model.graph.node:
         if node.op_type in _PASSING and node.input[0] in stored:  # a tied head is the table, turned
@@ -127,30 +113,18 @@ def _of_onnx(folder: OnnxFolder) -> Traffic:
         matrices = [name for name in node.input if name in stored and len(stored[name].dims) > 1]
         if node.op_type not in _MATRIX_NODES or not matrices:
             continue
-        for name in node.input:
-            if name in stored:
-                sizes[name] = math.prod(stored[name].dims) * _ITEM_BITS.get(stored[name].data_type, 32) / 8
         counts[matrices[0]], shape = _matrix(node, stored[matrices[0]].dims)
         if folder.vocab_size in shape:
             heads.add(matrices[0])
-    layers = sum(
-        one.name.startswith("past_key_values.") and one.name.endswith("key") for one in model.graph.input
-    )
     parameters = sum(counts.values())
-    if not parameters or not layers or not folder.kv_heads or not folder.head_size:
-        raise ValueError("no weights, or no cache of a known shape")
-    return Traffic(
-        weight_bytes_per_token=round(sum(sizes.values())),
-        kv_bytes_per_token=2
-        * layers
-        * folder.kv_heads
-        * folder.head_size
-        * _CACHE_BYTES[EngineKind.ONNX_GENAI],
-        body_parameters=parameters - sum(counts[name] for name in heads),
-        parameters=parameters,
-        layers=layers,
-        has_k_quants=False,
-    )
+    return {
+        "body_parameters": parameters - sum(counts[name] for name in heads),
+        "parameters": parameters,
+        "layers": sum(
+            one.name.startswith("past_key_values.") and one.name.endswith("key") for one in model.graph.input
+        ),
+        "has_k_quants": False,
+    }
 
 
 def _matrix(node: Any, dims: Any) -> tuple[int, Sequence[int]]:
