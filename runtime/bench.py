@@ -221,6 +221,8 @@ def summarize(
         **spread("prefill_tokens_per_s", samples, generator=generator),
         **spread("decode_tokens_per_s", samples, generator=generator),
         **{f"token_p{percent}_s": percentile(tokens, percent) for percent in _PERCENTILES},
+        "cpu_s_per_token": _per_token(processes, "decode_cpu_s", settings),
+        "joules_per_token": _per_token(processes, "decode_joules", settings),
         **{name: _typical(processes, name) for name in (*MEMORY_FIELDS, "idle_rss_bytes")},
         "settings": first["settings"],
         "samples": samples,
@@ -233,6 +235,12 @@ def _rates(process: Mapping[str, Any], settings: BenchSettings) -> dict[str, lis
         "prefill_tokens_per_s": [settings.prompt_tokens / seconds for seconds in process["prefill_s"]],
         "decode_tokens_per_s": [len(one) / sum(one) for one in process["token_s"]],
     }
+
+
+def _per_token(processes: Sequence[Mapping[str, Any]], name: str, settings: BenchSettings) -> float | None:
+    """Return the median over all passes of what decoding took, by token."""
+    known = [value for one in processes for value in one.get(name, ()) if value is not None]
+    return statistics.median(known) / settings.decode_tokens if known else None
 
 
 def _typical(processes: Sequence[Mapping[str, Any]], name: str) -> int | None:

@@ -6,6 +6,7 @@ told with them (`noise`). The clock is an argument, so that the arithmetic is te
 - `load_s`: opening the engine, its library's import included
 - `ttft_s`: from the prompt as text to the first token's id: tokenize, prefill, choose
 - `prefill_s`: the prefill in it, logits of the last position included
+- `decode_cpu_s`, `decode_joules`: this process' CPU time, and what the processor used, while it decoded
 - `token_s`: each decoded token from the id before it to its own id: decode and choose the likeliest
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 from ammd.machine import status_bytes
 
 from .artifact_ref import asked_kind
+from .energy import joules_between, read_energy
 from .engine import Engine, open_engine
 from .llama_options import asked_options
 from .memory_split import memory_split
@@ -44,6 +46,8 @@ class Pass:
     ttft_s: float
     prefill_s: float
     token_s: tuple[float, ...]  # one a decoded token
+    decode_cpu_s: float = 0.0  # of all threads
+    decode_joules: float | None = None  # of the whole processor; None where it does not tell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +143,8 @@ def _times(passes: Sequence[Pass]) -> dict[str, Any]:
         "ttft_s": [one.ttft_s for one in passes],
         "prefill_s": [one.prefill_s for one in passes],
         "token_s": [list(one.token_s) for one in passes],
+        "decode_cpu_s": [one.decode_cpu_s for one in passes],
+        "decode_joules": [one.decode_joules for one in passes],
     }
 
 
@@ -158,11 +164,18 @@ def time_pass(
     logits = engine.prefill(token_ids)
     prefilled = clock()
     token = int(logits.argmax())
-    now = clock()
-    ttft_s = now - started
+    ttft_s = clock() - started
     token_s = []
+    energy, cpu_s = read_energy(), time.process_time()
+    now = clock()
     for _ in range(decode_tokens):
         token = int(engine.decode(token).argmax())
         before, now = now, clock()
         token_s.append(now - before)
-    return Pass(ttft_s=ttft_s, prefill_s=prefilled - tokenized, token_s=tuple(token_s))
+    return Pass(
+        ttft_s=ttft_s,
+        prefill_s=prefilled - tokenized,
+        token_s=tuple(token_s),
+        decode_cpu_s=time.process_time() - cpu_s,
+        decode_joules=joules_between(energy, read_energy()),
+    )

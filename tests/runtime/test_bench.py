@@ -211,7 +211,8 @@ def test_pass_is_timed_by_the_clock_it_is_given(make_engine: Callable) -> None:
     timed = bench_child.time_pass(
         make_engine(rule), "some text", prompt_tokens=5, decode_tokens=3, clock=lambda: now["s"]
     )
-    assert timed == bench_child.Pass(ttft_s=1.0, prefill_s=1.0, token_s=(0.25, 0.25, 0.25))
+    assert (timed.ttft_s, timed.prefill_s, timed.token_s) == (1.0, 1.0, (0.25, 0.25, 0.25))
+    assert 0 < timed.decode_cpu_s < 60  # this process' own, whatever the clock says
 
 
 def test_prompt_is_real_text_of_sufficient_length(make_engine: Callable) -> None:
@@ -240,6 +241,7 @@ def test_depths_are_rows_of_their_own_and_all_that_surrounds_a_speed_is_in_it(ti
         assert row["weight_bytes_per_token"] == record["file"]["weight_bytes"]
         assert row["decode_of_ceiling"] == row["decode_tokens_per_s"] / row["decode_ceiling_tokens_per_s"]
         assert row["load_warm_s"] > 0
+        assert row["cpu_s_per_token"] > 0
         assert (row["load_cold_s"] is None) == bool(row["load_note"])
         assert row["rss_anon_bytes"] + row["rss_file_bytes"] <= row["peak_rss_bytes"] * 1.02
 
