@@ -9,20 +9,24 @@ CONSTRAINTS ?= constraints.txt
 EXTRAS ?= test
 PIP_TORCH_ARGS ?=
 PYTEST_ARGS ?=
+MARKED ?= not real
 ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 TREE := .check/tree
 
-.PHONY: run test check format docs clean
+.PHONY: run test test-real check format docs clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
 	$(BIN)/ammd run $(ARGS)
 
 test: $(VENV)/.installed-$(EXTRAS)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "$(MARKED)" $(PYTEST_ARGS)
+
+test-real: MARKED = real
+test-real: test
 
 # Format, lint, types, pages that are generated, and what the wheel holds.
 check: $(VENV)/.installed-$(EXTRAS) $(TREE)
