@@ -9,31 +9,18 @@ import click
 
 from ammd.runtime.artifact_ref import EngineKind
 
+from .cli_bench import bench
 from .cli_options import (
     INTERRUPTED,
-    device_options,
     emit,
     engine_option,
     examples,
     json_option,
-    read_share,
     screen_options,
     set_option,
 )
 
 _PATH = click.Path(path_type=Path)
-_MAX_REGRESSION = 0.05
-_PLAIN = (None, "table", "json")
-
-
-def _print_profiles(ctx: click.Context, _parameter: click.Parameter, name: str | None) -> str | None:
-    """Print all profiles where `list` is asked for, and end; else return the name."""
-    if name == "list":
-        from .profile_output import print_profiles
-
-        print_profiles()
-        ctx.exit()
-    return name
 
 
 @click.command(
@@ -174,123 +161,6 @@ def evaluate(
     }
     document = measure("evaluate", settings=load_section(EvaluateSettings, overrides), inputs=inputs)
     emit(document, lambda: [facts_table(document["quality"], title="quality")], as_json=as_json)
-
-
-@click.command(
-    epilog=examples(
-        "ammd bench student-q8_0.gguf onnx-int4 --baseline baseline.json --max-regression 5%",
-        "ammd bench student-q4_0.gguf --device adb:ZY22ABCDEF --json",
-    )
-)
-@click.argument("files", nargs=-1, required=True, type=_PATH)
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json", "jsonl", "csv", "md", "sql"]),
-    help="The last four have a row for each model, thread count and test, with llama-bench's columns and more.  "
-    "[default: table]",
-)
-@click.option("--baseline", type=_PATH, help="What an earlier `ammd bench --json` printed; compare with it.")
-@click.option(
-    "--max-regression", callback=read_share, metavar="SHARE", help="How much worse is allowed.  [default: 5%]"
-)
-@click.option(
-    "--profile",
-    metavar="NAME",
-    is_eager=True,
-    callback=_print_profiles,
-    help="Instead: run under this phone's limits here, and project its speed. `list` prints all.",
-)
-@click.option(
-    "--anchor", metavar="FILE", help="Measured on that phone: a `bench --json`, or MODEL=TOKENS_PER_S."
-)
-@device_options
-@engine_option
-@set_option
-@json_option
-@screen_options
-def bench(
-    files: tuple[Path, ...],
-    form: str | None,
-    baseline: Path | None,
-    max_regression: float | None,
-    profile: str | None,
-    anchor: str | None,
-    device: str | None,
-    max_celsius: float,
-    cool_down: int,
-    engine: str | None,
-    overrides: tuple[str, ...],
-    as_json: bool,
-) -> None:
-    """Measure speed and memory of FILES.
-
-    Cold and warm start, time to first token, prefill and decode speed, memory, each in processes of its own, beside
-    the speed that the architecture and this machine's memory allow, and how good the measurement is. `--set` takes
-    the keys of a recipe's [bench] section. The exit code is 6 where a file could not be measured; the others are.
-    With `--baseline`, each number gets a verdict, and the exit code is 7 where the whole 95 % interval of a ratio is
-    worse than allowed, 6 where the two cannot be compared. With `--device`, llama.cpp's `llama-bench` measures GGUF
-    files on a phone, a board or another host.
-    """
-    if as_json and form not in (None, "json"):
-        raise click.UsageError(f"`--json` and `--format {form}` exclude each other")
-    if max_regression is not None and baseline is None:
-        raise click.UsageError("`--max-regression` needs `--baseline`")
-    if profile and baseline:
-        raise click.UsageError("`--profile` and `--baseline` exclude each other")
-    if anchor and not profile:
-        raise click.UsageError("`--anchor` needs `--profile`")
-    from ammd.runtime.settings import BenchSettings
-
-    from .alone import measure, named
-    from .bench_output import load_baseline, report
-    from .bench_proofs import find_proofs
-    from .recipe import load_section
-
-    settings = load_section(BenchSettings, overrides)
-    if device is not None:
-        for given, option in (
-            (baseline, "--baseline"),
-            (engine, "--engine"),
-            (profile, "--profile"),
-            (form not in _PLAIN, "--format"),
-        ):
-            if given:
-                raise click.UsageError(f"`--device` and `{option}` exclude each other")
-        from .on_device import bench_on_device
-
-        artifacts = {str(one["name"]): Path(str(one["path"])) for one in named(files)}
-        bench_on_device(
-            artifacts,
-            settings,
-            device=device,
-            heat=(max_celsius, cool_down),
-            as_json=as_json or form == "json",
-        )
-        return
-    inputs = {"artifacts": named(files, engine=engine)}
-    if profile:
-        from .profile_output import run_profile
-
-        run_profile(
-            profile,
-            inputs["artifacts"],
-            settings=settings,
-            anchor=anchor,
-            form="json" if as_json else form or "table",
-        )
-        return
-    if settings.profiles:
-        raise click.UsageError("`profiles` is for recipes; `--profile NAME` does the same here")
-    known = load_baseline(baseline, settings) if baseline else None
-    proofs = find_proofs(files)
-    report(
-        measure("bench", settings=settings, inputs=inputs),
-        form="json" if as_json else form or "table",
-        proofs=proofs,
-        baseline=known,
-        max_regression=_MAX_REGRESSION if max_regression is None else max_regression,
-    )
 
 
 @click.command(

@@ -124,7 +124,8 @@ def test_ascent_gradients_equal_automatic_differentiation(
     ]
     theirs = torch.autograd.grad(value, [tensor for tensor, _ in trained])
     for (_, mine), expected in zip(trained, theirs, strict=True):
-        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
+        # Sums of float32 in another order, which depends on the threads.
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

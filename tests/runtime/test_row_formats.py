@@ -193,6 +193,9 @@ def test_llama_cpps_compare_script_compares_two_benchmarks(
     )
     assert done.returncode == 0, done.stderr
     table = json.loads(done.stdout)
-    assert [(row["Model"], row["Test"]) for row in table] == [("gguf-q8_0", "pp128"), ("gguf-q8_0", "tg64")]
+    assert [(row["Model"], row["Test"]) for row in table] == [
+        ("gguf-q8_0", "pp128"),
+        ("gguf-q8_0", "tg64@d128"),
+    ]
     for row, before, after in zip(table, *both, strict=True):
         assert float(row["Speedup"]) == pytest.approx(after["avg_ts"] / before["avg_ts"])
