@@ -114,7 +114,7 @@ def notes_of(bench: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
         if best and len({row["threads"] for row in record["rows"]}) > 1:
             alike = ", ".join(map(str, best["not_told_apart"]))
             notes.append(
-                f"{name}: {best['threads']} threads decode fastest"
+                f"{name}: {best['threads']} thread{'s decode' if best['threads'] > 1 else ' decodes'} fastest"
                 + (f", hardly told from {alike}" if alike else "")
             )
         if note := record.get("load_note"):

@@ -192,6 +192,8 @@ def cells_table(cells: Sequence[BenchCell]) -> Table:
     headings = ["threads", "processes", "passes", "warm-up", "measurement", "because"]
     table = build_table("how good these numbers are", "model", headings)
     table.columns[-1].justify = "left"
+    for column in table.columns:
+        column.vertical = "top"  # reasons may take several lines
     styles = {"good": "green", "noisy": "yellow", "invalid": "bold red", FAILED: "bold red"}
     for cell in cells:
         again = f" + {cell.replaced}" if cell.replaced else ""
@@ -229,9 +231,12 @@ def gate_table(gate: Mapping[str, Any]) -> Table:
 
 
 def profile_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Return rows of texts under `heads`, the last of them as words."""
+    """Return rows of texts under `heads`; columns that hold a word are set as words."""
     table = build_table(title, heads[0], heads[1:])
-    table.columns[-1].justify = "left"
+    for index, column in enumerate(table.columns):
+        column.vertical = "top"
+        if any(any(map(str.isalpha, row[index])) for row in rows):
+            column.justify = "left"
     for row in rows:
         table.add_row(*row)
     return table
