@@ -28,6 +28,7 @@ from .builder_memory import (
 )
 from .mapped_files import released_mappings
 
+_TIED_NAMES = "make_tied_quantized_embedding_input_names"
 _BUILDER = "onnxruntime_genai.models.builder"
 
 
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str]) -> None:
     _wrap(module["base"].Model, "make_rotary_embedding_caches", _with_unscaled_local)
     _wrap(module["mistral"].MistralModel, "__init__", _with_windows)
     _wrap(module["smollm"].SmolLM3Model, "make_attention", _without_rope_where_said)
-    _wrap(module["base"].Model, "make_tied_quantized_embedding_input_names", _with_names_as_written)
+    if hasattr(module["base"].Model, _TIED_NAMES):  # builders before 0.18 do not round so (`to_onnx`)
+        _wrap(module["base"].Model, _TIED_NAMES, _with_names_as_written)
     _keep_rope_scaling(module["base"].Model, module["llama"].LlamaModel)
     scratch = Path(arguments[0])
     write_in_pieces(module["base"].Model)
