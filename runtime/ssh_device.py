@@ -151,7 +151,7 @@ class SshConnection:
 
 def _destination(target: str) -> list[str]:
     found = _TARGET.fullmatch(target.removeprefix(PREFIX))
-    if found is None or found["host"].startswith("-"):  # ssh would take it for an option
+    if found is None or (found["user"] or found["host"]).startswith("-"):  # ssh would take it for an option
         raise RecipeError(
             f"device `{target}` is malformed", hint="write `ssh:USER@HOST` or `ssh:USER@HOST:PORT`"
         )
