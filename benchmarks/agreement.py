@@ -38,7 +38,6 @@ import numpy as np
 from alternation import NATIVE
 from cells import Cells, Result
 from document import publish
-from native import build_tool, run
 from native_rates import METRICS, Measure, Protocol, genai_loop, llama_bench
 
 from ammd.errors import AmmdError, EngineError
@@ -47,6 +46,7 @@ from ammd.runtime import bench
 from ammd.runtime.artifact_ref import ArtifactRef, EngineKind
 from ammd.runtime.bootstrap import median_interval
 from ammd.runtime.child import call
+from ammd.runtime.llama_tools import native_tool, run_command
 from ammd.runtime.settings import BenchSettings
 
 MEMORY = "peak_rss_bytes"
@@ -115,7 +115,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def pairs_in(export: Path) -> tuple[Pair, ...]:
     """Return what is compared."""
-    tool = llama_bench(build_tool("llama-bench"))
+    tool = llama_bench(native_tool("llama-bench"))
     close, at_least = (0.97, 1.03), (1.0, float("inf"))
     onnx = export / "onnx-int4"
     ours = [
@@ -225,7 +225,7 @@ def token_parts(pair: Pair, *, threads: int) -> Result:
 def from_script(name: str, request: Mapping[str, Any]) -> Result:
     """Return what one of the scripts beside this one prints, from a fresh process."""
     script = Path(__file__).with_name(f"{name}.py")
-    found: Result = json.loads(run([sys.executable, script, json.dumps(request)]).splitlines()[-1])
+    found: Result = json.loads(run_command([sys.executable, script, json.dumps(request)]).splitlines()[-1])
     return found
 
 

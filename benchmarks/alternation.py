@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from native_rates import generate_tokens
+
 from ammd.runtime.artifact_ref import EngineKind
 from ammd.runtime.bench_child import PARAGRAPH
 from ammd.runtime.engine import Engine, open_engine
@@ -64,10 +66,7 @@ def _library_turn(engine: Any, ids: list[int], tokens: int) -> float:
     generator.append_tokens(np.asarray(ids, dtype=np.int32))
     generator.generate_next_token()
     started = time.perf_counter()
-    count = 0
-    while count < tokens and not generator.is_done():
-        generator.generate_next_token()
-        count += 1
+    count = generate_tokens(generator, tokens)
     return (time.perf_counter() - started) / count
 
 

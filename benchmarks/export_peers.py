@@ -28,8 +28,6 @@ from typing import Any
 
 from cells import Cells
 from document import kept, publish
-from native import build_tool
-from native import run as run_command
 from parts import run
 
 from ammd.artifact import whole_record
@@ -42,6 +40,7 @@ from ammd.export.to_standard_onnx import write_standard_onnx
 from ammd.llama_source import CONVERTER, source_tree
 from ammd.machine import available_cores
 from ammd.runtime.artifact_ref import ArtifactRef
+from ammd.runtime.llama_tools import native_tool, run_command
 from ammd.runtime.settings import VerifySettings
 from ammd.runtime.verify import VerifyInputs, measure_files
 
@@ -138,7 +137,7 @@ def llama_cpp_pairs(checkpoint: Path) -> list[Pair]:
         return make
 
     def theirs(type_name: str) -> Make:
-        quantizer = build_tool("llama-quantize")
+        quantizer = native_tool("llama-quantize")
 
         def make(folder: Path) -> Path:
             source, target = folder / "f16.gguf", folder / "quantized.gguf"

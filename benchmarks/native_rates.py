@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from native import run
+from ammd.runtime.llama_tools import run_command
 
 METRICS = ("prefill_tokens_per_s", "decode_tokens_per_s")
 
@@ -67,14 +67,25 @@ def llama_bench(binary: Path) -> Measure:
 
 
 def _llama_bench_rate(binary: Path, options: Mapping[str, object]) -> float:
-    (row,) = json.loads(run([str(binary), *(str(part) for option in options.items() for part in option)]))
+    (row,) = json.loads(
+        run_command([str(binary), *(str(part) for option in options.items() for part in option)])
+    )
     return float(statistics.median(row["samples_ts"]))
+
+
+def generate_tokens(generator: Any, tokens: int) -> int:
+    """Let an onnxruntime-genai generator go on for so many tokens, or to its end; return how many there were."""
+    count = 0
+    while count < tokens and not generator.is_done():
+        generator.generate_next_token()
+        count += 1
+    return count
 
 
 def genai_loop(path: Path, protocol: Protocol, _settings: Settings) -> Rates:
     """Measure an ONNX folder with onnxruntime-genai's own greedy search in a fresh process."""
     request = json.dumps({"path": str(path), **asdict(protocol)})
-    rates: Rates = json.loads(run([sys.executable, __file__, request]).splitlines()[-1])
+    rates: Rates = json.loads(run_command([sys.executable, __file__, request]).splitlines()[-1])
     return rates
 
 
@@ -101,10 +112,7 @@ def genai_rates(request: Mapping[str, Any]) -> Rates:
         generator.append_tokens(np.asarray(ids, dtype=np.int32))
         generator.generate_next_token()
         prefilled = time.perf_counter()
-        count = 0
-        while count < decode_tokens and not generator.is_done():
-            generator.generate_next_token()
-            count += 1
+        count = generate_tokens(generator, decode_tokens)
         decode.append(count / (time.perf_counter() - prefilled))
         prefill.append(prompt_tokens / (prefilled - started))
     return dict(zip(METRICS, (statistics.median(prefill[1:]), statistics.median(decode[1:])), strict=True))

@@ -34,13 +34,8 @@ def draw_bench(bench: Mapping[str, Mapping[str, Any] | None]) -> list[Plot]:
 
 
 def _threads(records: Mapping[str, Mapping[str, Any]]) -> Plot | None:
-    lines = {
-        name: points
-        for name, record in records.items()
-        if len(points := _points(record, "threads", same="prompt_tokens")) > 1
-    }
     return _rates(
-        lines,
+        _lines(records, "threads", same="prompt_tokens"),
         title="Decode rate and threads",
         caption="Medians with their 95 % intervals; a line that falls has too many threads",
         unit="threads",
@@ -48,17 +43,20 @@ def _threads(records: Mapping[str, Mapping[str, Any]]) -> Plot | None:
 
 
 def _depths(records: Mapping[str, Mapping[str, Any]]) -> Plot | None:
-    lines = {
-        name: points
-        for name, record in records.items()
-        if len(points := _points(record, "prompt_tokens", same="threads")) > 1
-    }
     return _rates(
-        lines,
+        _lines(records, "prompt_tokens", same="threads"),
         title="Decode rate and context depth",
         caption="Medians with their 95 % intervals: the deeper, the more keys and values a token reads",
         unit="tokens before the first decoded one",
     )
+
+
+def _lines(
+    records: Mapping[str, Mapping[str, Any]], key: str, *, same: str
+) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Return the points of each model that has several."""
+    found = {name: _points(record, key, same=same) for name, record in records.items()}
+    return {name: points for name, points in found.items() if len(points) > 1}
 
 
 def _points(record: Mapping[str, Any], key: str, *, same: str) -> list[tuple[float, float, float, float]]:

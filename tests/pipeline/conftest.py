@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ammd.pipeline.cli import main
 from ammd.pipeline.stages import STAGES
 
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -88,3 +89,17 @@ class StandIn:
             text=True,
             **popen,
         )
+
+
+@pytest.fixture
+def ammd(monkeypatch, capfd):
+    """Run the command line in this process; return exit code, standard output and standard error."""
+
+    def ammd(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ammd", *(str(argument) for argument in arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capfd.readouterr()
+        return caught.value.code, out, err
+
+    return ammd

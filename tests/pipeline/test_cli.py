@@ -12,25 +12,11 @@ import click
 import pytest
 
 from ammd.export.to_gguf import write_gguf
-from ammd.pipeline.cli import ammd_command, main
+from ammd.pipeline.cli import ammd_command
 from ammd.pipeline.cli_options import read_share
 from ammd.pipeline.launch import Outcome
 
 HEAVY = ("torch", "transformers", "pydantic", "rich", "numpy", "matplotlib", "llama_cpp", "onnxruntime_genai")
-
-
-@pytest.fixture
-def ammd(monkeypatch, capfd):
-    """Run the command line in this process; return exit code, standard output and standard error."""
-
-    def ammd(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ammd", *(str(argument) for argument in arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capfd.readouterr()
-        return caught.value.code, out, err
-
-    return ammd
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["chat", "--help"], ["--version"]])

@@ -4,27 +4,13 @@ import csv
 import io
 import json
 import sqlite3
-import sys
 
 import gguf
 import numpy as np
 import pytest
 
-from ammd.pipeline.cli import main
 from ammd.runtime import profile_document
 from ammd.runtime.limited_run import Broken
-
-
-@pytest.fixture
-def ammd(monkeypatch, capfd):
-    def ammd(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ammd", *(str(argument) for argument in arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capfd.readouterr()
-        return caught.value.code, out, err
-
-    return ammd
 
 
 @pytest.fixture
