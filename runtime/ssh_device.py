@@ -151,7 +151,8 @@ class SshConnection:
 
 def _destination(target: str) -> list[str]:
     found = _TARGET.fullmatch(target.removeprefix(PREFIX))
-    if found is None or (found["user"] or found["host"]).startswith("-"):  # ssh would take it for an option
+    # What begins with a dash ssh would take for an option.
+    if found is None or any(part.startswith("-") for part in (found["user"] or "", found["host"])):
         raise RecipeError(
             f"device `{target}` is malformed", hint="write `ssh:USER@HOST` or `ssh:USER@HOST:PORT`"
         )

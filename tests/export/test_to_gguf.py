@@ -240,3 +240,13 @@ def test_what_is_not_finite_is_seen_by_its_bits(dtype: type[np.floating]) -> Non
     assert to_gguf._is_finite(sound)
     for bad in (np.inf, -np.inf, np.nan):
         assert not to_gguf._is_finite(np.append(sound, np.array(bad, dtype)))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_weight_that_is_not_finite_is_found_wherever_it_lies(dtype: type) -> None:
+    weights = np.ones((3, 100_000), dtype=dtype)  # more than one piece
+    assert to_gguf._is_finite(weights)
+    for place, value in ((0, np.inf), (150_000, np.nan), (-1, -np.inf)):
+        spoiled = weights.copy()
+        spoiled.reshape(-1)[place] = value
+        assert not to_gguf._is_finite(spoiled)

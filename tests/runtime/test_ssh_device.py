@@ -218,7 +218,16 @@ def test_llama_bench_measures_over_the_connection(
 
 
 @pytest.mark.parametrize(
-    "target", ["ssh:", "ssh:-oProxyCommand=x", "ssh:-F@host", "ssh:a b", "ssh:host:port", "telnet:host"]
+    "target",
+    [
+        "ssh:",
+        "ssh:-oProxyCommand=x",
+        "ssh:-F@host",
+        "ssh:me@-host",
+        "ssh:a b",
+        "ssh:host:port",
+        "telnet:host",
+    ],
 )
 def test_malformed_targets_are_refused(target: str) -> None:
     with pytest.raises(RecipeError, match=r"device `.*` is"):
