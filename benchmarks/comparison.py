@@ -193,6 +193,12 @@ def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
     return rows
 
 
+def machines_of(results: Sequence[Result]) -> list[dict[str, str]]:
+    """Return each machine that trained some of the cells, where they tell it."""
+    machines = [found["trained_on"] for found in results if "trained_on" in found]
+    return [one for index, one in enumerate(machines) if one not in machines[:index]]
+
+
 def comparisons(results: Sequence[Result], *, reference: str) -> list[dict[str, Any]]:
     """Return the reference minus each other method, with intervals."""
     whole: dict[tuple[str, str], dict[int, Metrics]] = {}

@@ -28,14 +28,14 @@ def publish(name: str, rows: list[dict[str, Any]], **more: object) -> None:
     print(json.dumps(document))
 
 
-def kept(name: str, column: str, value: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the rows and `settings` of a result file that are not of `value`: what another call has measured."""
+def kept(name: str, column: str, *values: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the rows and `settings` of a result file that are of none of `values`: what other calls have measured."""
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     if not path.is_file():
         return [], {}
     document = json.loads(path.read_text(encoding="utf-8"))
-    rows = [row for row in document["rows"] if row[column] != value]
-    return rows, {other: facts for other, facts in document["settings"].items() if other != value}
+    rows = [row for row in document["rows"] if row[column] not in values]
+    return rows, {other: facts for other, facts in document["settings"].items() if other not in values}
 
 
 def revision() -> str | None:

@@ -20,26 +20,28 @@ interval over seeds and prompts.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-import character_level
-import instructions
-from cells import Cells, Result
-from character_level import CharacterLevel
-from comparison import Comparison, Setting, comparisons, costs_of, rows_of, run_comparison
+from cells import Cells
+from comparison import Comparison, comparisons, costs_of, machines_of, rows_of, run_comparison
 from document import kept, publish, revision
-from instructions import Instructions
 from methods import METHODS, REFERENCE
 from parts import run
+from prepared_setting import SETTINGS, prepared_setting
 
-from ammd.machine import available_cores, describe_machine
+from ammd.machine import describe_machine
 
 
 def main() -> None:
     """Compute what is missing, in as many workers as asked for, then compare."""
     arguments = parse_arguments()
-    setting = prepared_setting(arguments)
+    setting = prepared_setting(
+        arguments.setting,
+        arguments.work,
+        data=arguments.data,
+        overrides=arguments.set,
+        jobs=arguments.jobs,
+    )
     methods = {
         name: METHODS[name]
         for name in arguments.methods
@@ -66,28 +68,10 @@ def main() -> None:
     publish("objectives", others + rows, settings=settings | {arguments.setting: facts})
 
 
-def prepared_setting(arguments: argparse.Namespace) -> Setting:
-    """Return the setting, after preparing it where its data are given."""
-    if arguments.setting == "small":
-        if arguments.data:
-            book = arguments.data / "text-books" / "pride-and-prejudice.jsonl"
-            character_level.prepare(arguments.work, book)
-        return CharacterLevel(work=arguments.work)
-    if arguments.data:
-        instructions.prepare(arguments.work, arguments.data, overrides=arguments.set)
-    return Instructions(work=arguments.work, threads=max(1, available_cores() // arguments.jobs))
-
-
-def machines_of(results: Sequence[Result]) -> list[dict[str, str]]:
-    """Return each machine that trained some of the cells, where they tell it."""
-    machines = [found["trained_on"] for found in results if "trained_on" in found]
-    return [one for index, one in enumerate(machines) if one not in machines[:index]]
-
-
 def parse_arguments() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("setting", choices=("small", "instructions"))
+    parser.add_argument("setting", choices=SETTINGS)
     parser.add_argument("work", type=Path, metavar="WORK_DIR")
     parser.add_argument("--data", type=Path, metavar="FOLDER")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])

@@ -131,11 +131,31 @@ def ablation_part(document: Mapping[str, Any]) -> Iterable[str]:
     rows: Sequence[Row] = document["rows"]
     yield "## What each part is worth"
     yield (
-        "`python benchmarks/ablation.py`, the same setting; the base is AMMD with the recipe's defaults (both sides,\n"
-        "the critic in closed form, no long view), and each arm changes what its name says. "
-        f"{describe(rows, document)}."
+        "`python benchmarks/ablation.py small` and `instructions`: the base is AMMD (both sides, the critic in closed\n"
+        "form), and each arm changes what its name says. Each group was trained from the same models as its own base."
     )
-    yield method_table([row for row in rows if "minus" not in row])
+    metrics = {"small": METRICS, "instructions": REAL_METRICS}
+    for part, facts in document["settings"].items():
+        of_part = [row for row in rows if row["part"] == part and "minus" not in row]
+        setting, _, group = part.partition("/")
+        sets = len({row["set"] for row in of_part})
+        yield f"### {group}, {setting} setting"
+        yield (
+            f"Base `{json.dumps(facts['base'])}`; {facts['steps']} steps, {describe(of_part, facts)}"
+            f"{f'; means over {sets} sets' if sets > 1 else ''}."
+        )
+        yield method_table(mean_over_sets(of_part), metrics[setting])
+
+
+def mean_over_sets(rows: Sequence[Row]) -> list[Row]:
+    """Return one row for each method, seed and metric: the mean over the sets that it was judged on."""
+    by_key: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        by_key.setdefault((row["method"], row["seed"], row["metric"]), []).append(row)
+    return [
+        {**found[0], "set": None, "value": statistics.mean(row["value"] for row in found)}
+        for found in by_key.values()
+    ]
 
 
 def export_part(document: Mapping[str, Any]) -> Iterable[str]:
@@ -250,7 +270,9 @@ def _seconds(row: Row, side: str) -> str:
 def describe(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
     """Return where and with how many seeds rows were measured."""
     machine = facts["machine"]
-    return f"{count_seeds(rows)}, {machine['cores']} cores of {machine['cpu']}, revision {str(facts['revision'])[:7]}"
+    devices = sorted({str(one["device"]) for one in facts.get("trained_on", []) if one["device"] != "cpu"})
+    trained_on = " and ".join(devices) or f"{machine['cores']} cores of {machine['cpu']}"
+    return f"{count_seeds(rows)}, {trained_on}, revision {str(facts['revision'])[:7]}"
 
 
 def count_seeds(rows: Sequence[Row]) -> str:
