@@ -49,6 +49,8 @@ class Manifest:
     seed: int = 0
     seconds: float = 0.0
     peak_rss_bytes: int = 0
+    cpu_seconds: float | None = None  # of the stage's processes and all that they started and waited for
+    joules: float | None = None  # of the whole processor meanwhile; None where it does not tell
     schema: str = MANIFEST_SCHEMA
 
     @property

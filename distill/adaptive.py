@@ -46,6 +46,11 @@ class AdaptiveSupply:
         self._last_loss: float | None = None
         self.student_share = 0.0  # of steps
 
+    @property
+    def generated_tokens(self) -> int:
+        """See `Supply`."""
+        return self._student_texts.generated_tokens
+
     def batches(self, step: int, student: Policy) -> tuple[TeacherBatch | None, Batch | None]:
         """See `Supply`."""
         if (step - 1) % self._settings.check_steps == 0:

@@ -144,6 +144,7 @@ class Loop:
             lr=rate,
             grad_norm=grad_norm,
             tokens_per_s=round(self._tokens / seconds, 1),
+            trained_tokens=tokens,
             **measured,
         )
 

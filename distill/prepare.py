@@ -103,6 +103,7 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
         "train_prompts": len(examples),
         "train_response_tokens": sum(len(example.response_ids) for example in examples),
         "heldout_prompts": len(judged),
+        "generated_tokens": counts["generated_tokens"] + sum(map(len, answers)),
     }
     facts = write_student(folder, pairs, teacher, full, settings.student, trimmed=trimmed)
     return {
@@ -181,6 +182,7 @@ def _write_training_texts(
         pairs = write_responses(
             policy, tokenizer, train, prompt_ids, unanswered, states=states, settings=settings
         )
+        counts["generated_tokens"] = sum(len(pairs[index][1]) for index in unanswered)
         if plan is None:
             return pairs, None, counts
         trimmed, counts["vocabulary"] = _trim(plan, tokenizer, teacher, policy.model, pairs)

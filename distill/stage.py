@@ -21,9 +21,11 @@ from .device import describe_device
 from .settings import DistillSettings
 from .snapshots import Snapshots
 from .staged import read_cuts
+from .step_log import count_tokens
 from .training import Training
 
 LAST_GOOD_NAME = "last-good"
+CURVES_NAME = "curves.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,7 @@ def run(inputs: DistillInputs, settings: DistillSettings, folder: Path) -> dict[
         prepared=inputs.prepared,
         student=inputs.prepared / "student",
         settings=settings,
-        curves=folder / "curves.jsonl",
+        curves=folder / CURVES_NAME,
         snapshots=Snapshots(inputs.resume) if inputs.resume else None,
         cuts=read_cuts(inputs.prepared),
     )
@@ -62,6 +64,7 @@ def run(inputs: DistillInputs, settings: DistillSettings, folder: Path) -> dict[
         hint = f"{exc.hint}; the student of the last snapshot is in `{kept}`"
         raise type(exc)(str(exc), hint=hint, **exc.facts, last_good=str(kept)) from exc
     training.save(folder / "student")
+    tokens = count_tokens(folder / CURVES_NAME) if training.fleet.is_first else {}
     layers = {} if training.kept_layers is None else {"kept_layers": training.kept_layers}
     return {
         **layers,
@@ -72,4 +75,5 @@ def run(inputs: DistillInputs, settings: DistillSettings, folder: Path) -> dict[
         "warm_steps": settings.warm.steps,
         "objective": settings.objective.kind,
         "objective_steps": settings.objective.steps,
+        **tokens,
     }

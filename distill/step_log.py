@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .adversary import Adversary
     from .batches import Batch
     from .chunked import Sums
@@ -27,6 +30,8 @@ class StepLog:
     lr: float
     grad_norm: float
     tokens_per_s: float  # response tokens trained on a second, both sides, since the phase began
+    trained_tokens: int | None = None  # response tokens of this step's batch, both sides
+    generated_tokens: int | None = None  # that the student wrote for this step and those that share the round
     stood_still: bool | None = None  # the student's step was left out: a critic held too little
     kl_nats: float | None = None  # forward KL on the teacher's texts
     d_off: float | None = None  # moment gap
@@ -55,6 +60,15 @@ class StepLog:
         named = {"KL": self.kl_nats, "d_off": self.d_off, "d_on": self.d_on}
         values = "".join(f"{name} {value:.3f} " for name, value in named.items() if value is not None)
         return f"loss {self.loss:.3f} {values}{self.tokens_per_s:.0f} tokens/s"
+
+
+def count_tokens(curves: Path) -> dict[str, int | None]:
+    """Return what all steps in `curves` trained on and had written; None if some do not tell, as of older versions."""
+    rows = [json.loads(line) for line in curves.read_text(encoding="utf-8").splitlines()]
+    counts: dict[str, int | None] = {}
+    for name in ("trained_tokens", "generated_tokens"):
+        counts[name] = sum(row[name] for row in rows) if all(name in row for row in rows) else None
+    return counts
 
 
 def side_fields(side: str, sums: Sums, adversary: Adversary | None) -> dict[str, float]:

@@ -56,6 +56,7 @@ class StudentTexts:
         self._guide, self._guide_share = guide, guide_share
         self._rounds = 0
         self._waiting: deque[_Drawn] = deque()
+        self.generated_tokens = 0  # by all processes, since this was made
 
     def next_batch(self, student: Policy) -> Batch:
         """Return the next batch, sampling a new round from `student` when the last is used up."""
@@ -92,7 +93,9 @@ class StudentTexts:
         responses = sample_responses(
             sampler, prompts[part], sampling=self._sampling, randomness=numbers[part]
         )
-        return list(zip(prompts, self._fleet.joined(responses), strict=True))
+        whole = self._fleet.joined(responses)
+        self.generated_tokens += sum(map(len, whole))
+        return list(zip(prompts, whole, strict=True))
 
     def _sample_round(self, student: Policy) -> list[_Drawn]:
         drawn: _Drawn
@@ -110,6 +113,7 @@ class StudentTexts:
                 randomness=numbers[part],
             )
             whole = self._fleet.joined(mixed)
+            self.generated_tokens += sum(len(ids) for ids, _ in whole)
             drawn = [((prompt, ids), kept) for prompt, (ids, kept) in zip(prompts, whole, strict=True)]
         # Rows of like length meet; the order of the batches does not follow length.
         drawn.sort(key=lambda one: len(one[0][0]) + len(one[0][1]))

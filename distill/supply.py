@@ -28,6 +28,11 @@ class TeacherBatch:
 class Supply(Protocol):
     """Gives each step its batches."""
 
+    @property
+    def generated_tokens(self) -> int:
+        """How many tokens it has had written since it was made."""
+        ...
+
     def batches(self, step: int, student: Policy) -> tuple[TeacherBatch | None, Batch | None]:
         """Return the teacher's texts and the student's for step 1, 2, …; either may be missing, not both."""
         ...
@@ -80,6 +85,11 @@ class BothSides:
 
     teacher_texts: TeacherTexts | None
     student_texts: StudentTexts | None
+
+    @property
+    def generated_tokens(self) -> int:
+        """See `Supply`."""
+        return self.student_texts.generated_tokens if self.student_texts else 0
 
     def batches(self, _step: int, student: Policy) -> tuple[TeacherBatch | None, Batch | None]:
         """See `Supply`."""

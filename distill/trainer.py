@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,9 @@ def run_phase(
         report(state.steps)
         between_steps(state)
         for step in range(state.steps + 1, phase.steps + 1):
+            written = supply.generated_tokens
             entry = loop.step(step, *supply.batches(step, student))
+            entry = replace(entry, generated_tokens=supply.generated_tokens - written)
             log.write(json.dumps(entry.as_line()) + "\n")
             report(step, entry.summary())
             watch.check(entry)

@@ -29,7 +29,7 @@ from ammd.scratch import scratch_folder
 from ammd.settings import Settings
 
 from .cache import Stated, stage_key
-from .launch import Outcome, run_in_child
+from .launch import run_in_child
 from .provenance import provenance_of
 from .stages import STAGES
 
@@ -44,7 +44,7 @@ def measure(stage: str, *, settings: Settings, inputs: Mapping[str, Any]) -> dic
     """
     with scratch_folder() as folder:
         outcome = run_in_child(STAGES[stage], inputs=inputs, settings=settings, folder=folder)
-    return {"schema": _SCHEMAS.get(stage, f"ammd.{stage}/1"), **_costs(outcome), **outcome.results}
+    return {"schema": _SCHEMAS.get(stage, f"ammd.{stage}/1"), **outcome.costs, **outcome.results}
 
 
 def export_to(
@@ -104,12 +104,11 @@ def export_to(
             inputs=inputs,
             versions=library_versions(),
             results=outcome.results,
-            seconds=round(outcome.seconds, 3),
-            peak_rss_bytes=outcome.peak_rss_bytes,
+            **outcome.costs,
         )
         publish(staging, folder, manifest)
     rows = [{**row, "path": str((folder / row["path"]).resolve())} for row in outcome.results["artifacts"]]
-    return {"schema": "ammd.export/1", "path": str(folder.resolve()), **_costs(outcome), "artifacts": rows}
+    return {"schema": "ammd.export/1", "path": str(folder.resolve()), **outcome.costs, "artifacts": rows}
 
 
 def named(paths: Sequence[Path], *, engine: str | None = None) -> list[dict[str, str | None]]:
@@ -170,7 +169,3 @@ def check_recorded(path: Path) -> None:
     folder = path.resolve().parent
     if is_published(folder):
         load_manifest(folder)
-
-
-def _costs(outcome: Outcome) -> dict[str, Any]:
-    return {"seconds": round(outcome.seconds, 3), "peak_rss_bytes": outcome.peak_rss_bytes}

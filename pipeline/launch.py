@@ -18,6 +18,7 @@ from typing import Any
 import ammd.errors
 from ammd.artifact import write_json
 from ammd.errors import AmmdError
+from ammd.runtime.energy import joules_between, read_energy
 from ammd.scratch import scratch_folder
 from ammd.settings import Settings
 
@@ -31,7 +32,19 @@ class Outcome:
 
     results: dict[str, Any]
     seconds: float
+    cpu_seconds: float
     peak_rss_bytes: int
+    joules: float | None  # of the whole processor; None where it does not tell
+
+    @property
+    def costs(self) -> dict[str, Any]:
+        """What a manifest records of it."""
+        return {
+            "seconds": round(self.seconds, 3),
+            "cpu_seconds": round(self.cpu_seconds, 3),
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "joules": self.joules,
+        }
 
 
 def run_in_child(
@@ -72,18 +85,26 @@ def run_in_child(
         )
         count = getattr(settings, "processes", 1) if stage.shared else 1
         # -P: a file in the current folder must not stand in for a library.
+        before = read_energy()
         ended = run_processes(
             [sys.executable, "-P", "-m", "ammd.pipeline.worker", str(job)],
             count=count,
             of_stage=stage.environment,
         )
+        joules = joules_between(before, read_energy())
         document = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else None
     # Of several processes, what the others say of a killed one is only that it is gone.
     if document is None or (ended.was_killed and count > 1 and "error" in document):
         raise _death(stage, ended)
     if "error" in document:
         raise _revive(stage, document["error"])
-    return Outcome(results=document["results"], seconds=ended.seconds, peak_rss_bytes=ended.peak_rss_bytes)
+    return Outcome(
+        results=document["results"],
+        seconds=ended.seconds,
+        cpu_seconds=ended.cpu_seconds,
+        peak_rss_bytes=ended.peak_rss_bytes,
+        joules=joules,
+    )
 
 
 def _revive(stage: Stage, error: Mapping[str, Any]) -> AmmdError:

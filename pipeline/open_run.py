@@ -88,8 +88,7 @@ class OpenRun:
                     versions=library_versions(),
                     results=outcome.results,
                     seed=getattr(settings, "seed", self.recipe.seed),
-                    seconds=round(outcome.seconds, 3),
-                    peak_rss_bytes=outcome.peak_rss_bytes,
+                    **outcome.costs,
                 )
                 publish(staging, target, manifest)
             shutil.rmtree(resume, ignore_errors=True)

@@ -29,6 +29,7 @@ class Ended:
 
     returncode: int  # of the one that failed first, a killed one before others; 0 if none failed
     seconds: float
+    cpu_seconds: float  # user and system time of all processes and of what they started and waited for
     peak_rss_bytes: int  # of the largest process, the stage's own or one that it started, times their number
 
     @property
@@ -62,7 +63,7 @@ def run_processes(command: Sequence[str], *, count: int, of_stage: Mapping[str, 
                     process_group=processes[0].pid if processes else 0,
                 )
             )
-        returncode, peak = _wait(processes)
+        returncode, cpu_seconds, peak = _wait(processes)
     except BaseException:
         _end_group(processes)
         raise
@@ -70,23 +71,28 @@ def run_processes(command: Sequence[str], *, count: int, of_stage: Mapping[str, 
         if process.stdin is not None:
             process.stdin.close()
     return Ended(
-        returncode=returncode, seconds=time.monotonic() - started, peak_rss_bytes=peak * len(processes)
+        returncode=returncode,
+        seconds=time.monotonic() - started,
+        cpu_seconds=cpu_seconds,
+        peak_rss_bytes=peak * len(processes),
     )
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
-    """Reap all; once one has failed, end the others. Return the code of the failure and the greatest peak."""
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, float, int]:
+    """Reap all; once one has failed, end the others. Return the code of the failure, CPU seconds, greatest peak."""
     group = processes[0].pid
     left = {process.pid: process for process in processes}
     peak = returncode = 0
+    cpu_seconds = 0.0
 
     def reap(options: int = 0) -> int | None:
-        nonlocal peak
+        nonlocal cpu_seconds, peak
         pid, status, usage = os.wait4(-group, options)
         if not pid:
             return None
         code = os.waitstatus_to_exitcode(status)
         left.pop(pid).returncode = code
+        cpu_seconds += usage.ru_utime + usage.ru_stime
         peak = max(peak, _peak_bytes(usage))
         return code
 
@@ -103,7 +109,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
         while left:
             reap()
     _kill_group(group)  # what they may have started and left
-    return returncode, peak
+    return returncode, cpu_seconds, peak
 
 
 def _variables(count: int) -> list[dict[str, str]]:

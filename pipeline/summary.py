@@ -17,6 +17,7 @@ from ammd.machine import describe_machine
 
 from .bench_proofs import name_proofs, proofs_of
 from .cache import Done
+from .costs import total_costs
 from .provenance import provenance
 from .recipe import Recipe
 
@@ -40,6 +41,7 @@ def build_summary(recipe: Recipe, folder: Path, done: Mapping[str, Done]) -> dic
         "path": str(folder.resolve()),
         "seconds": round(sum(item.manifest.seconds for item in done.values()), 3),
         "peak_rss_bytes": max((item.manifest.peak_rss_bytes for item in done.values()), default=0),
+        "costs": total_costs([item.manifest for item in done.values()]),
         "stages": [_stage_row(name, item) for name, item in done.items()],
         "models": [_model_row(name, done) for name, (stage, _) in CHECKPOINTS.items() if stage in done],
         "origin": _origin(recipe, done),

@@ -24,9 +24,11 @@ from ammd.distill.settings import (
     DistillSettings,
     ModelStudent,
     PrepareSettings,
+    ReverseKL,
     WarmStart,
 )
 from ammd.distill.sides import Side
+from ammd.distill.step_log import count_tokens
 from ammd.distill.supply import BothSides, TeacherTexts
 from ammd.distill.teacher_states import TeacherStates, TeacherStatesWriter
 from ammd.distill.trainer import run_phase
@@ -160,7 +162,8 @@ def prepared(tiny_checkpoint: Path, tmp_path: Path, **changes: object) -> Path:
     )
     folder = tmp_path / "prepare"
     folder.mkdir()
-    prepare.run(prepare.PrepareInputs(), settings, folder)
+    results = prepare.run(prepare.PrepareInputs(), settings, folder)
+    (tmp_path / "results.json").write_text(json.dumps(results))
     return folder
 
 
@@ -173,6 +176,8 @@ def test_prepare_writes_texts_and_a_cut_student(tiny_checkpoint: Path, tmp_path:
     assert all(0 < len(example.response_ids) <= 8 for example in examples)
     heldout = json.loads((folder / "heldout.jsonl").read_text())
     assert heldout["reference"] == "reference"
+    written = [len(example.response_ids) for example in examples[:-1]] + [len(heldout["response_ids"])]
+    assert json.loads((tmp_path / "results.json").read_text())["generated_tokens"] == sum(written)
     assert load_model(folder / "student", dtype=torch.float32).config.num_hidden_layers == 3
     again = tmp_path / "again"
     again.mkdir()
@@ -241,6 +246,31 @@ def test_distill_writes_both_checkpoints_and_is_reproducible(tiny_checkpoint: Pa
     assert hashes["one"] == hashes["two"]
     assert hash_file(tmp_path / "one/warm/model.safetensors") != hashes["one"]
     assert load_model(tmp_path / "one/student", dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_tokens_are_counted_by_step_and_in_all(small_prepared: Path, tmp_path: Path, pairs: list) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    settings = DistillSettings(
+        batch_size=len(pairs),  # every step is on all texts
+        precision="float32",
+        warm=WarmStart(steps=2),
+        objective=ReverseKL(steps=3, rollout_reuse_steps=1),
+    )
+    results = stage.run(stage.DistillInputs(prepared=small_prepared), settings, folder)
+    rows = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+    taught = sum(len(response) for _, response in pairs)
+    own = [round(row["response_tokens_on"] * len(pairs)) for row in rows[2:]]
+    assert [row["trained_tokens"] for row in rows] == [taught, taught, *own]
+    assert [row["generated_tokens"] for row in rows] == [0, 0, *own]
+    assert results["trained_tokens"] == 2 * taught + sum(own)
+    assert results["generated_tokens"] == sum(own)
+
+
+def test_curves_of_an_older_version_tell_no_tokens(tmp_path: Path) -> None:
+    curves = tmp_path / "curves.jsonl"
+    curves.write_text('{"step": 1}\n{"step": 2, "trained_tokens": 5, "generated_tokens": 0}\n')
+    assert count_tokens(curves) == {"trained_tokens": None, "generated_tokens": None}
 
 
 def second_phase(

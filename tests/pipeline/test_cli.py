@@ -192,7 +192,11 @@ def bench_stage(monkeypatch, bench_document):
 
     def bench_stage(document):
         outcome = Outcome(
-            results={key: document[key] for key in ("bench", "machine")}, seconds=1.0, peak_rss_bytes=1
+            results={key: document[key] for key in ("bench", "machine")},
+            seconds=1.0,
+            cpu_seconds=1.0,
+            peak_rss_bytes=1,
+            joules=None,
         )
         monkeypatch.setattr("ammd.pipeline.alone.run_in_child", lambda *_args, **_options: outcome)
         monkeypatch.setattr("ammd.pipeline.bench_output.describe_machine", lambda: document["machine"])

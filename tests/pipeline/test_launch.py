@@ -34,6 +34,12 @@ def test_results_and_costs_come_back(launch):
     assert outcome.peak_rss_bytes > 5 << 20  # more than a bare interpreter
 
 
+def test_processor_time_of_what_a_stage_starts_is_counted(launch, monkeypatch):
+    idle = launch().cpu_seconds
+    monkeypatch.setenv("STAND_IN_FAULT", "export:compute")
+    assert launch().cpu_seconds > idle + 0.9
+
+
 def test_error_keeps_class_message_hint_and_facts(launch, monkeypatch):
     monkeypatch.setenv("STAND_IN_FAULT", "export:raise")
     with pytest.raises(ParityError, match="`x` differs") as caught:

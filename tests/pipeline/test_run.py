@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from ammd.artifact import Manifest, read_manifest
 from ammd.errors import ExportError, ParityError
+from ammd.pipeline.costs import total_costs
 from ammd.pipeline.recipe import load_recipe
 from ammd.pipeline.run import run_recipe
 
@@ -45,6 +47,35 @@ def test_run_writes_the_summary_that_it_returns(run, tmp_path):
     summary = run()
     stored = json.loads((tmp_path / "runs" / summary["run"] / "summary.json").read_text(encoding="utf-8"))
     assert stored == summary
+
+
+def test_costs_are_those_of_all_stages(run, tmp_path):
+    costs = run()["costs"]
+    folder = next((tmp_path / "runs" / "tiny").iterdir())
+    manifests = [read_manifest(folder / name) for name in ALL]
+    assert costs["cpu_seconds"] == pytest.approx(
+        sum(manifest.cpu_seconds for manifest in manifests), abs=0.01
+    )
+    # Each stage starts an interpreter, which takes processor time, and waits for nothing long.
+    assert all(0.01 < manifest.cpu_seconds < 10 * manifest.seconds for manifest in manifests)
+    assert costs["peak_rss_bytes"] == max(manifest.peak_rss_bytes for manifest in manifests)
+    assert (costs["generated_tokens"], costs["trained_tokens"]) == (30 + 12, 40)
+
+
+def test_a_cost_that_one_stage_does_not_tell_is_unknown():
+    known = Manifest(
+        stage="prepare", key="", files=(), seconds=1.0, cpu_seconds=2.0, results={"generated_tokens": 7}
+    )
+    old = Manifest(stage="distill", key="", files=(), seconds=3.0, joules=5.0)
+    costs = total_costs([known, old])
+    assert costs["seconds"] == 4.0
+    assert [name for name, value in costs.items() if value is None] == [
+        "cpu_seconds",
+        "generated_tokens",
+        "trained_tokens",
+        "joules",
+    ]
+    assert total_costs([known])["cpu_seconds"] == 2.0
 
 
 def test_second_run_does_no_stage_again(run, stand_in):

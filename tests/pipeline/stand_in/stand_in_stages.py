@@ -8,6 +8,7 @@ as `export:kill`, makes one stage misbehave.
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -56,6 +57,13 @@ def _misbehave(fault: str, folder: Path) -> None:
     if fault == "print":
         print("chatter on standard output")
         return
+    if fault == "compute":  # half a second here, half a second in a process of its own
+        code = "import time\nwhile time.process_time() < 0.5: pass"
+        subprocess.run([sys.executable, "-c", code], check=True)
+        before = time.process_time()
+        while time.process_time() < before + 0.5:
+            pass
+        return
     if fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "sleep":  # until somebody ends it; the file says that it may be ended now
@@ -86,7 +94,7 @@ def _prepare(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
         f'{{"prompts": {lines}, "seed": {settings.seed}}}\n', encoding="utf-8"
     )
     (folder / "heldout.jsonl").write_text('{"prompt": "p", "response": "r"}\n', encoding="utf-8")
-    return {"prompts": lines}
+    return {"prompts": lines, "generated_tokens": 30}
 
 
 def _distill(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
@@ -103,7 +111,7 @@ def _distill(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
         {"phase": "ammd", "step": 2, "seconds": time.time() % 100, "loss": 1.0, "d_off": 0.5, "d_on": 0.4},
     ]
     (folder / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return {"steps": 2}
+    return {"steps": 2, "generated_tokens": 12, "trained_tokens": 40}
 
 
 def _export(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
