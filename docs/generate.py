@@ -7,7 +7,7 @@ on disk are the ones that would be.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -87,6 +87,8 @@ def _tables(path: str, choice: str, model: type[BaseModel]) -> Iterator[tuple[st
     for name, field in model.model_fields.items():
         members = list(_models(field.annotation))
         below = f"{path}.{name}" if path else name
+        if get_origin(field.annotation) is Mapping:
+            below += ".NAME"
         for member in members:
             kind = "" if len(members) == 1 else f", kind = {member.model_fields['kind'].default}"
             yield from _tables(below, kind, member)
@@ -120,7 +122,7 @@ def _annotation_text(annotation: Any) -> str:
         return _annotation_text(parts[0])
     if origin in (tuple, list):
         return f"list of {_annotation_text(parts[0])}"
-    if origin is dict:
+    if origin in (dict, Mapping):
         return f"table of {_annotation_text(parts[1])}"
     if origin is not None:
         return " or ".join(_annotation_text(part) for part in parts if part is not type(None))
@@ -131,6 +133,8 @@ def _annotation_text(annotation: Any) -> str:
 
 def _default_text(field: FieldInfo) -> str:
     default = field.default
+    if default == {}:
+        return "empty"
     if list(_models(field.annotation)) and default is not None:
         return "" if field.is_required() else "the section's own"
     if field.is_required() or default is PydanticUndefined:

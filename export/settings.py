@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from ammd.byte_size import SizeText, parse_size
 from ammd.settings import Settings
 
 from .schemes import DEFAULT_SCHEMES, STANDARD_SCHEMES, Scheme, needs_imatrix
-
-_UNITS = {"mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(mb|mib|gb|gib)", re.IGNORECASE)
 
 
 class ImatrixSettings(Settings):
@@ -28,7 +25,7 @@ class ImatrixSettings(Settings):
 class MixedSettings(Settings):
     """The budget of `gguf-mixed`, one of the three; within it each tensor gets the type that the model needs."""
 
-    size: str | None = None
+    size: SizeText | None = None
     """Of the whole file, as `90 MB` or `85 MiB`."""
     bits: float | None = Field(default=None, gt=0)
     """Bits per weight, all tensors together."""
@@ -39,16 +36,7 @@ class MixedSettings(Settings):
     def size_bytes(self) -> int:
         """`size` as a number."""
         assert self.size is not None
-        found = _SIZE.fullmatch(self.size.strip())
-        assert found is not None  # it was checked
-        return int(float(found[1]) * _UNITS[found[2].lower()])
-
-    @field_validator("size")
-    @classmethod
-    def _is_a_size(cls, value: str | None) -> str | None:
-        if value is not None and not _SIZE.fullmatch(value.strip()):
-            raise ValueError("should be a number with MB, MiB, GB or GiB, as `90 MB`")
-        return value
+        return parse_size(self.size)
 
     @model_validator(mode="after")
     def _is_one_budget(self) -> Self:

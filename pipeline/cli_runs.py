@@ -155,6 +155,7 @@ def _run(
         emit_toml_or_json(document, write_toml(document), as_json=as_json)
         return
     from .bench_cells import cells_of_run, check_measured
+    from .budget import check_budget
     from .run import run_recipe
     from .table import run_tables
 
@@ -163,6 +164,9 @@ def _run(
     _say_where(summary)
     folder = Path(summary["path"], "bench")
     check_measured(cells_of_run(summary), hint=f"`ammd run` measures again once `{folder}` is removed")
+    check_budget(
+        summary["budget"], hint="everything is written; a changed `[budget]` judges this run again at once"
+    )
 
 
 def emit_toml_or_json(document: dict[str, Any], toml: str, *, as_json: bool) -> None:

@@ -117,6 +117,11 @@ COLUMNS = (
 )
 
 
+def column_of(key: str) -> Column:
+    """Return the column of this key."""
+    return next(column for column in COLUMNS if column.key == key)
+
+
 def value_of(row: Mapping[str, Any], column: Column) -> float | None:
     """Return the stored number of `column` in a row of the summary, or None where it was not measured."""
     part = row.get(column.section) if column.section else row

@@ -126,8 +126,12 @@ def open_run(recipe: Recipe, *, runs_dir: Path, stages: Mapping[str, Stage]) -> 
 
 
 def run_folder(recipe: Recipe, *, runs_dir: Path) -> Path:
-    """Return where the run of this resolved recipe lies: `<name>/<8 hex digits of its hash>`."""
-    return runs_dir / recipe.name / hash_text(recipe.model_dump_json())[:_RUN_ID_DIGITS]
+    """Return where the run of this resolved recipe lies: `<name>/<8 hex digits of its hash>`.
+
+    A budget has no part in it: it makes nothing, so that another one judges the same run.
+    """
+    text = recipe.model_dump_json(exclude={"budget"})
+    return runs_dir / recipe.name / hash_text(text)[:_RUN_ID_DIGITS]
 
 
 def _localize(section: str, settings: Settings) -> tuple[Settings, dict[str, Any]]:

@@ -10,6 +10,7 @@ that ship with the package.
 from __future__ import annotations
 
 import copy
+import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from ammd.export.settings import ExportSettings, OnnxSettings
 from ammd.runtime.settings import BenchSettings, EvaluateSettings, VerifySettings
 from ammd.settings import Settings
 
+from .budget_settings import BudgetSettings
 from .faults import Fault, describe_faults, faults_of, find_fault_lines
 from .toml_text import parse_value
 
@@ -60,6 +62,8 @@ class Recipe(Settings):
     """Quality on the held-out prompts."""
     bench: BenchSettings = BenchSettings()
     """Speed and memory."""
+    budget: BudgetSettings | None = None
+    """Limits of the files; absent, everything is published as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +158,11 @@ def _find_contradictions(recipe: Recipe) -> list[Fault]:
     if steps < stages:
         text = f"should be at least {stages}, a step for each of `prepare.student.stages`"
         faults.append(Fault(path=("distill", "warm", "steps"), value=steps, text=text))
+    for name in recipe.budget.files if recipe.budget else ():
+        if name not in made:
+            near = difflib.get_close_matches(name, made, n=1, cutoff=0)[0]
+            text = f"limits a file that `export.schemes` does not name, the nearest is `{near}`"
+            faults.append(Fault(path=("budget", "files", name), text=text))
     return faults
 
 

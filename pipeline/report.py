@@ -27,6 +27,7 @@ from .open_run import CARD_NAME, RECIPE_NAME, REPORT_NAME, SUMMARY_NAME
 from .plots import draw_curves, draw_trade
 from .profile_tables import profile_tables
 from .recipe import Recipe
+from .runs import read_run, read_summary
 from .summary import build_summary
 from .table import model_rows
 
@@ -35,14 +36,15 @@ _SHOWN_ANSWERS = 12
 
 
 def publish_report(recipe: Recipe, folder: Path, done: Mapping[str, Done]) -> dict[str, Any]:
-    """Write summary, report and card of a run whose stages are all done; keep them if nothing was made anew.
+    """Write summary, report and card of a run whose stages are all done; keep them if they would be the same.
 
     Returns:
         The summary.
     """
     summary = build_summary(recipe, folder, done)
     there = all((folder / name).is_file() for name in (SUMMARY_NAME, REPORT_NAME, CARD_NAME))
-    if not there or not all(item.cached for item in done.values()):
+    made = not all(item.cached for item in done.values())
+    if not there or made or _stored_verdict(folder) != summary["budget"]:
         _write(summary, folder, done)
     return summary
 
@@ -53,7 +55,6 @@ def rebuild_report(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: A stage is missing or altered.
     """
-    from .runs import read_run
     from .stages import STAGES
 
     recipe, done = read_run(folder)
@@ -126,6 +127,13 @@ def _write(summary: dict[str, Any], folder: Path, done: Mapping[str, Done]) -> N
         temporary.replace(folder / name)
     write_json(folder / SUMMARY_NAME, summary)
     log.info("report: `%s`, model card: `%s`", folder / REPORT_NAME, folder / CARD_NAME)
+
+
+def _stored_verdict(folder: Path) -> Any:
+    try:
+        return read_summary(folder).get("budget")
+    except ArtifactError:
+        return "unreadable"
 
 
 def _context_tokens(checkpoint: Path) -> int | None:

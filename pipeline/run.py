@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .budget import find_baseline
 from .cache import Done, NamedPart, Stated
 from .open_run import open_run
 from .provenance import provenance
@@ -41,6 +42,7 @@ def run_recipe(
     Raises:
         AmmdError: What a stage could not do; the stages before it are kept.
     """
+    find_baseline(recipe.budget, runs_dir=runs_dir)  # a missing one is reported before any work
     with open_run(recipe, runs_dir=runs_dir, stages=stages) as run:
         prepared = run.stage("prepare", recipe.prepare)
         distilled = run.stage("distill", recipe.distill, prepared=prepared.whole)

@@ -16,6 +16,7 @@ from ammd.artifact import hash_weights
 from ammd.machine import describe_machine
 
 from .bench_proofs import name_proofs, proofs_of
+from .budget import judge
 from .cache import Done
 from .costs import total_costs
 from .provenance import provenance
@@ -35,7 +36,7 @@ CHECKPOINTS = {
 def build_summary(recipe: Recipe, folder: Path, done: Mapping[str, Done]) -> dict[str, Any]:
     """Return the document of a run in which the stages in `done` are finished."""
     last = list(done.values())[-1].manifest if done else None
-    return {
+    summary = {
         "schema": SCHEMA,
         "run": f"{recipe.name}/{folder.name}",
         "path": str(folder.resolve()),
@@ -56,6 +57,9 @@ def build_summary(recipe: Recipe, folder: Path, done: Mapping[str, Done]) -> dic
         "versions": dict(last.versions) if last else {},
         "recipe": recipe.model_dump(mode="json"),
     }
+    heldout = done["evaluate"].manifest.inputs["heldout"] if "evaluate" in done else ""
+    verdict = judge(recipe.budget, summary, heldout=heldout, runs_dir=folder.parent.parent)
+    return summary | {"budget": verdict}
 
 
 def _stage_row(name: str, done: Done) -> dict[str, Any]:

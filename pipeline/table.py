@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .bench_cells import FAILED, BenchCell
+from .budget import missed_cells, show_value, title_of
 from .columns import Better, Column, show, used_columns, value_of
 
 if TYPE_CHECKING:
@@ -39,17 +40,46 @@ def run_tables(summary: Mapping[str, Any]) -> list[RenderableType]:
     """Return the tables that end `ammd run`."""
     tables: list[RenderableType] = []
     if rows := model_rows(summary):
-        tables.append(models_table(rows, title=f"{summary['run']}: models and files"))
+        title = f"{summary['run']}: models and files"
+        tables.append(models_table(rows, title=title, missed=missed_cells(summary["budget"])))
     tables.append(stages_table(summary))
+    if summary["budget"]:
+        tables.append(budget_table(summary["budget"]))
     return tables
 
 
-def models_table(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
-    """Return one line for each model, one column for each number that any of them has."""
+def models_table(
+    rows: Sequence[Mapping[str, Any]], *, title: str, missed: Collection[tuple[str, str]] = ()
+) -> Table:
+    """Return one line for each model, one column for each number that any of them has; `missed` ones stand out."""
     columns = used_columns(rows)
     table = build_table(title, "model", [_heading(column) for column in columns])
     for row in rows:
-        table.add_row(row["name"], *(show(value_of(row, column), column) for column in columns))
+        texts = [show(value_of(row, column), column) for column in columns]
+        marked = [
+            f"[bold red]{text} ✗[/]" if (row["name"], column.key) in missed else text
+            for text, column in zip(texts, columns, strict=True)
+        ]
+        table.add_row(row["name"], *marked)
+    return table
+
+
+def budget_table(verdict: Mapping[str, Any]) -> Table:
+    """Return one line for each limit of each file; what is missed stands out, and by how much."""
+    state = {True: "met", False: "missed", None: "nothing to judge yet"}[verdict["met"]]
+    table = build_table(f"budget: {state}", "file", ["what", "limit", "measured", "", "by", "because"])
+    for column in (table.columns[1], table.columns[-1]):
+        column.justify = "left"
+    for row in verdict["rows"]:
+        table.add_row(
+            row["artifact"],
+            title_of(row["metric"]),
+            show_value(row, "limit"),
+            show_value(row, "value"),
+            "[green]met[/]" if row["met"] else "[bold red]missed[/]",
+            "" if row["over_by"] is None else show_value(row, "over_by"),
+            escape(row["why"]),
+        )
     return table
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def recipe_path(tmp_path):
 def stand_in(tmp_path, monkeypatch):
     """The stage table with stand-ins; `stand_in.ran()` tells which stages really ran since the last call."""
     log = tmp_path / "ran.txt"
-    monkeypatch.setenv("PYTHONPATH", str(STAND_IN))
+    monkeypatch.setenv("PYTHONPATH", str(STAND_IN), prepend=os.pathsep)
     monkeypatch.setenv("STAND_IN_LOG", str(log))
     monkeypatch.delenv("STAND_IN_FAULT", raising=False)
     return StandIn(log)
