@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+INTERRUPTED = 130  # exit code after Ctrl-C: 128 + SIGINT, as shells have it
+
 
 class AmmdError(Exception):
     """Base of every error that ammd raises on purpose.

@@ -1,6 +1,7 @@
 """Progress on stderr: a bar on a terminal, a line now and then elsewhere, nothing when quiet.
 
-Stages run in child processes that inherit stderr; `AMMD_PROGRESS` (`auto`, `plain`, `off`) travels with them.
+Stages run in child processes that inherit stderr; `AMMD_PROGRESS` (`auto`, `plain`, `off`) travels with them. In a run
+it also goes into the run's log, whatever is shown, for who watches from elsewhere.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from .event_log import EventLog
+
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
 ENVIRONMENT = "AMMD_PROGRESS"
 _LINE_INTERVAL_S = 15.0
+_LOG_INTERVAL_S = 1.0
 
 
 class Progress(Protocol):
@@ -35,6 +39,13 @@ def progress(label: str, total: float, *, silent: bool = False) -> Iterator[Prog
         total: How much there is to do, in the unit in which the task will report.
         silent: Show nothing, because another process does.
     """
+    log = None if silent else EventLog.of_this_process()
+    with _shown(label, total, silent=silent) as shown:
+        yield _Logged(label, total, log, shown) if log else shown
+
+
+@contextmanager
+def _shown(label: str, total: float, *, silent: bool) -> Iterator[Progress]:
     mode = os.environ.get(ENVIRONMENT, "auto")
     if mode == "off" or silent:
         yield _Silent()
@@ -43,6 +54,33 @@ def progress(label: str, total: float, *, silent: bool = False) -> Iterator[Prog
             yield report
     else:
         yield _Lines(label, total)
+
+
+class _Logged:
+    """Writes an event at the start of each interval, and passes on what it is told."""
+
+    def __init__(self, label: str, total: float, log: EventLog, shown: Progress) -> None:
+        self._label, self._total, self._log, self._shown = label, total, log, shown
+        self._started = time.monotonic()
+        self._next = 0.0
+        self._first: float | None = None  # what was done already when it began: work that is gone on with
+
+    def __call__(self, done: float, note: str = "") -> None:
+        self._shown(done, note)
+        elapsed = time.monotonic() - self._started
+        self._first = done if self._first is None else self._first
+        if elapsed < self._next and done < self._total:
+            return
+        self._next = elapsed + _LOG_INTERVAL_S
+        self._log.write(
+            "progress",
+            label=self._label,
+            done=done,
+            total=self._total,
+            first=self._first,
+            seconds=round(elapsed, 3),
+            note=note,
+        )
 
 
 class _Silent:

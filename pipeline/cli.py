@@ -14,10 +14,10 @@ import traceback
 import click
 
 import ammd
-from ammd.errors import AmmdError
+from ammd.errors import INTERRUPTED, AmmdError
 
 from .cli_files import FILES
-from .cli_options import INTERRUPTED, Screen, examples
+from .cli_options import Screen, examples
 from .cli_runs import LOOKING, PATH
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
+from ammd.errors import INTERRUPTED
 from ammd.runtime.artifact_ref import EngineKind
 
 from .cli_bench import bench
 from .cli_options import (
-    INTERRUPTED,
     emit,
     engine_option,
     examples,

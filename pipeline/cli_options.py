@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 DEFAULT_RUNS = Path("runs")
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 @dataclass(slots=True)

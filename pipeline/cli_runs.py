@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from ammd.errors import INTERRUPTED
+
 from .cli_options import emit, examples, json_option, runs_option, screen_options, set_option
 
 _RECIPE = click.argument("recipe", required=False, type=click.Path(path_type=Path))
@@ -47,6 +49,30 @@ def distill(
     `ammd run` with the same recipe goes on from there.
     """
     _run(recipe, overrides, dry_run=dry_run, runs_dir=runs_dir, as_json=as_json, until="distill")
+
+
+@click.command(epilog=examples("ammd watch", "ammd watch quickstart/3f9a01c2 --once --json"))
+@click.argument("run", required=False)
+@click.option("--once", is_flag=True, help="Print how it is now and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON documents, one a line at each change.")
+@runs_option
+def watch(run: str | None, once: bool, as_json: bool, runs_dir: Path) -> None:
+    """Follow a RUN from another terminal or machine.
+
+    Stage, losses, distances, speed, memory and time left, until it ends; the exit code is then the run's own.
+    Another machine needs only to share the run's folder.
+    RUN is a run's folder, NAME/ID, the beginning of an ID, or a NAME that has one run; without it, the run that
+    was last at work.
+    """
+    from .runs import find_run, newest_run
+    from .watch import watch_run
+
+    folder = find_run(run, runs_dir=runs_dir) if run else newest_run(runs_dir)
+    try:
+        code = watch_run(folder, once=once, as_json=as_json)
+    except KeyboardInterrupt:  # the run goes on
+        code = INTERRUPTED
+    raise click.exceptions.Exit(code)
 
 
 @click.command(epilog=examples("ammd runs", "ammd runs --runs-dir /data/runs --json"))
@@ -184,4 +210,4 @@ def _say_where(summary: dict[str, Any]) -> None:
 
 
 PATH = (run, distill)
-LOOKING = (runs, report, compare, doctor, devices)
+LOOKING = (watch, runs, report, compare, doctor, devices)

@@ -1,7 +1,8 @@
 """The parent's side of a stage: start a fresh child, sleep until it ends, make results or an error of it.
 
-The parent blocks in `wait4` (`process_group.py`), which costs no processor time beside a stage that measures speed and
-returns the child's own peak memory (that of its largest process, if it starts others).
+The parent blocks in `wait4` (`process_group.py`), which costs no processor time beside a stage that measures speed
+(the run's log takes a millisecond every two seconds) and returns the child's own peak memory (that of its largest
+process, if it starts others).
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def run_in_child(
     inputs: Mapping[str, Any],
     settings: Settings,
     folder: Path,
+    log: Path | None = None,
 ) -> Outcome:
     """Run `stage` in a new process and return its results.
 
@@ -61,6 +63,7 @@ def run_in_child(
         inputs: JSON form of the stage's inputs record.
         settings: The stage's settings.
         folder: Empty folder for the stage to write into.
+        log: File that receives the stage's progress.
 
     Raises:
         AmmdError: What the stage raised, in its own class; a crash, a kill or an unexpected exception in the
@@ -81,6 +84,7 @@ def run_in_child(
                 "folder": str(folder),
                 "log_level": logging.getLogger("ammd").getEffectiveLevel(),
                 "answer": str(answer),
+                "event_log": str(log) if log else None,
             },
         )
         count = getattr(settings, "processes", 1) if stage.shared else 1

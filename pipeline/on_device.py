@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from ammd.errors import INTERRUPTED
 from ammd.runtime.device_bench import measure_on_device
 from ammd.runtime.device_heat import HeatGate
 from ammd.runtime.devices import describe_devices, open_device
 from ammd.runtime.settings import BenchSettings
 
-from .cli_options import INTERRUPTED, emit
+from .cli_options import emit
 from .table import devices_table, facts_table
 
 

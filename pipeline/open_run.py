@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ammd.artifact import Manifest, hash_file, hash_text, list_files, publish, staging_folder
+from ammd.event_log import EventLog
 from ammd.machine import library_versions
 from ammd.settings import Settings
 
@@ -34,6 +35,7 @@ from .cache import (
 from .launch import run_in_child
 from .recipe import DATA_FILES, SOURCES, TEXTS, Recipe, data_file
 from .resources import check_room, count_parameters, estimate_need
+from .run_log import LOG_NAME, run_log
 from .stages import Stage
 from .toml_text import write_toml
 
@@ -53,6 +55,7 @@ class OpenRun:
     recipe: Recipe
     folder: Path
     stages: Mapping[str, Stage]
+    events: EventLog
     done: dict[str, Done] = field(default_factory=dict)
 
     def stage(self, name: str, settings: Settings, **inputs: Input) -> Done:
@@ -78,7 +81,10 @@ class OpenRun:
             for stale in (SUMMARY_NAME, REPORT_NAME, CARD_NAME):
                 (self.folder / stale).unlink(missing_ok=True)
             with staging_folder(target) as staging:
-                outcome = run_in_child(stage, inputs=paths, settings=given, folder=staging)
+                self.events.write("stage_started", stage=name, folder=staging.name)
+                outcome = run_in_child(
+                    stage, inputs=paths, settings=given, folder=staging, log=self.folder / LOG_NAME
+                )
                 manifest = Manifest(
                     stage=name,
                     key=key,
@@ -94,6 +100,12 @@ class OpenRun:
             shutil.rmtree(resume, ignore_errors=True)
             done = Done(folder=target, manifest=manifest, cached=False)
         log.info("%s: %s", name, _cost(done))
+        self.events.write(
+            "stage_found" if done.cached else "stage_finished",
+            stage=name,
+            seconds=done.manifest.seconds,
+            peak_rss_bytes=done.manifest.peak_rss_bytes,
+        )
         self.done[name] = done
         return done
 
@@ -122,7 +134,8 @@ def open_run(recipe: Recipe, *, runs_dir: Path, stages: Mapping[str, Stage]) -> 
     with run_lock(folder):
         (folder / RECIPE_NAME).write_text(write_toml(recipe.model_dump(mode="json")), encoding="utf-8")
         log.info("run %s/%s in `%s`", recipe.name, folder.name, folder)
-        yield OpenRun(recipe=recipe, folder=folder, stages=stages)
+        with run_log(folder, run=f"{recipe.name}/{folder.name}", stages=stages) as events:
+            yield OpenRun(recipe=recipe, folder=folder, stages=stages, events=events)
 
 
 def run_folder(recipe: Recipe, *, runs_dir: Path) -> Path:

@@ -13,6 +13,7 @@ from ammd.errors import ArtifactError
 from .cache import Done
 from .open_run import RECIPE_NAME, SUMMARY_NAME
 from .recipe import Recipe, load_recipe
+from .run_log import LOG_NAME
 from .stages import STAGES
 
 LIST_SCHEMA = "ammd.runs/1"
@@ -38,6 +39,20 @@ def find_run(text: str, *, runs_dir: Path) -> Path:
         hint=f"there are: {known}" if known else "`ammd run` makes the first one",
         path=str(runs_dir),
     )
+
+
+def newest_run(runs_dir: Path) -> Path:
+    """Return the folder of the run whose log was written to last.
+
+    Raises:
+        ArtifactError: There is none.
+    """
+    logs = [folder / LOG_NAME for folder in _folders(runs_dir) if (folder / LOG_NAME).is_file()]
+    if not logs:
+        raise ArtifactError(
+            f"no run in `{runs_dir}` has a log", hint="`ammd run` writes one", path=str(runs_dir)
+        )
+    return max(logs, key=lambda path: path.stat().st_mtime).parent
 
 
 def read_run(folder: Path) -> tuple[Recipe, dict[str, Done]]:

@@ -23,6 +23,7 @@ from typing import Any
 
 from ammd.artifact import write_json
 from ammd.errors import AmmdError
+from ammd.event_log import ENVIRONMENT as EVENT_LOG
 
 
 def main(job_path: Path) -> None:
@@ -31,6 +32,8 @@ def main(job_path: Path) -> None:
     job = json.loads(job_path.read_text(encoding="utf-8"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("ammd").setLevel(job["log_level"])  # other libraries stay at warnings
+    if job["event_log"]:
+        os.environ[EVENT_LOG] = job["event_log"]
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes that run this stage together
     path = Path(job["answer"])
     try:

@@ -191,7 +191,13 @@ def test_failed_stage_leaves_nothing(run, tmp_path, monkeypatch):
     with pytest.raises(ExportError):
         run()
     (folder,) = (tmp_path / "runs" / "tiny").iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", "distill", "prepare", "recipe.toml"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
+        "distill",
+        "log.jsonl",
+        "prepare",
+        "recipe.toml",
+    ]
 
 
 def test_report_of_an_earlier_result_goes_when_a_stage_is_made_anew(run, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ammd.errors import ParityError
+from ammd.progress import progress
 
 Inputs = dict[str, Any]
 NAMES = {
@@ -111,6 +112,9 @@ def _distill(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
         {"phase": "ammd", "step": 2, "seconds": time.time() % 100, "loss": 1.0, "d_off": 0.5, "d_on": 0.4},
     ]
     (folder / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with progress("distill warm", 4) as report:
+        report(1)
+        report(2, "loss 2.0")
     return {"steps": 2, "generated_tokens": 12, "trained_tokens": 40}
 
 
