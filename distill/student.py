@@ -164,6 +164,7 @@ def _narrow(model: PreTrainedModel, batch: Batch, wanted: WidthStudent) -> dict[
     if wanted.intermediate_size is not None:
         importance = channel_importance(model, batch)
         cut_channels(model, [most_important(one, wanted.intermediate_size) for one in importance])
+        facts["intermediate_size"] = wanted.intermediate_size
     facts["fallback_rows"] = fallback_rows(_rows(model.config))
     if "every other" in facts["fallback_rows"]:
         log.info(

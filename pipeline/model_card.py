@@ -80,6 +80,10 @@ def _origin(summary: Mapping[str, Any]) -> dict[str, Any]:
     source = teacher["source"] if teacher else _last_part(recipe["prepare"]["teacher"])
     cut, whole = training.get("kept_layers"), training.get("block_influence")
     shape = f" in {len(cut)} layers" if cut else ""
+    heads, channels = training.get("kept_key_value_heads"), training.get("intermediate_size")
+    width = [f"{len(heads[0])} key-value heads"] if heads else []
+    width += [f"{channels:,} feed-forward channels"] if channels else []
+    shape += f" with {' and '.join(width)} a layer" if width else ""
     prompts = recipe["prepare"]["prompts"]
     written, train = training.get("teacher_written"), training.get("train_prompts")
     return {

@@ -24,6 +24,7 @@ from .recipe import Recipe
 
 SCHEMA = "ammd.run/1"
 _COUNTS = ("train_prompts", "train_response_tokens", "teacher_written")
+_CUTS = ("kept_layers", "block_influence", "kept_key_value_heads", "intermediate_size", "fallback_rows")
 # Model name -> where its checkpoint lies in the run.
 CHECKPOINTS = {
     "teacher": ("prepare", "teacher"),
@@ -121,7 +122,7 @@ def _origin(recipe: Recipe, done: Mapping[str, Done]) -> dict[str, Any] | None:
 def _training(done: Mapping[str, Done]) -> dict[str, Any]:
     """Return what was counted on the way to the student."""
     prepared, distilled = _results(done, "prepare"), _results(done, "distill")
-    cuts = {key: prepared.get("student", {}).get(key) for key in ("kept_layers", "block_influence")}
+    cuts = {key: prepared.get("student", {}).get(key) for key in _CUTS}
     counts = {key: prepared[key] for key in _COUNTS if key in prepared}
     return counts | dict(distilled) | {key: value for key, value in cuts.items() if value}
 

@@ -68,7 +68,7 @@ def test_prepare_cuts_layers_heads_and_channels(tiny_checkpoint: Path, tmp_path:
     facts = results["student"]
     assert facts["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert [len(kept) for kept in facts["kept_key_value_heads"]] == [1, 1, 1]
-    assert len(facts["kept_layers"]) == 3
+    assert (len(facts["kept_layers"]), facts["intermediate_size"]) == (3, 96)
     assert facts["fallback_rows"] == {"ffn_down": 96, "attn_output": 32, "every other": 64}
     said = [warning.partition(" makes ")[0] for warning in results["warnings"]]
     assert said == ["`prepare.student.key_value_heads` = `1`", "`prepare.student.intermediate_size` = `96`"]
