@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from bootstrap import paired_interval
+import numpy as np
 from cells import Cells, Result
 from methods import Method
 
@@ -22,6 +22,7 @@ from ammd.distill.policy import Policy
 from ammd.distill.settings import DistillSettings
 from ammd.errors import DistillError
 from ammd.machine import describe_machine
+from ammd.runtime.bootstrap import paired_interval
 
 Metrics = dict[str, list[float]]  # by `set/metric`, one number a text
 _TUNING_SEED = 100  # none of those that are reported
@@ -214,7 +215,9 @@ def comparisons(results: Sequence[Result], *, reference: str) -> list[dict[str, 
         for key in by_seed[seeds[0]]:
             judged_on, _, metric = key.partition("/")
             mean, low, high = paired_interval(
-                [base[seed][key] for seed in seeds], [by_seed[seed][key] for seed in seeds]
+                [base[seed][key] for seed in seeds],
+                [by_seed[seed][key] for seed in seeds],
+                generator=np.random.default_rng(0),
             )
             named = {"method": reference, "minus": name, "budget": budget, "seeds": len(seeds)}
             found = {"difference": mean, "low": low, "high": high}

@@ -38,7 +38,7 @@ from ammd.distill.settings import DistillSettings, WarmStart
 from ammd.distill.training import Training
 from ammd.machine import available_cores
 from ammd.pipeline.recipe import load_recipe
-from ammd.runtime.quality import repetition, rouge_l
+from ammd.runtime.quality import each_rouge_l, repetition, rouge_l
 
 RESPONSE_TOKENS = 64
 TRAIN_PROMPTS = 3072
@@ -96,17 +96,13 @@ class Instructions:
             answers = tokenizer.batch_decode(greedy, skip_special_tokens=True)
             samples = tokenizer.batch_decode(own, skip_special_tokens=True)
             found |= {
-                "rouge_l_teacher": [
-                    rouge_l([answer], [row["response"]]) for answer, row in zip(answers, rows, strict=True)
-                ],
+                "rouge_l_teacher": each_rouge_l(answers, [row["response"] for row in rows]),
                 "rouge_l_reference": [
                     max(rouge_l([answer], [reference]) for reference in json.loads(row["reference"]))
                     for answer, row in zip(answers, rows, strict=True)
                 ],
-                "sampled_rouge_l_teacher": [
-                    rouge_l([answer], [row["response"]]) for answer, row in zip(samples, rows, strict=True)
-                ],
-                "repetition": [repetition([answer]) for answer in answers],
+                "sampled_rouge_l_teacher": each_rouge_l(samples, [row["response"] for row in rows]),
+                "repetition": [repetition(answer) for answer in answers],
             }
             metrics |= {f"{name}/{metric}": values for metric, values in found.items()}
         return metrics

@@ -1,4 +1,4 @@
-"""How far a median may be off by chance: a seeded bootstrap in two levels.
+"""How far a median, or a difference on the same prompts, may be off by chance: a seeded bootstrap in two levels.
 
 Samples of one process are more alike than those of two: each process has its own memory layout and its own moment on
 the machine. So processes are drawn first, with replacement, then samples within each, as many as it has. An interval is
@@ -8,6 +8,9 @@ differences.
 Where another run will land is another question than where the true median lies: both runs are off. `next_interval`
 draws both, each with one process fewer than there are, and widens the result by Student's t, for what few processes do
 not show of how much they differ.
+
+Two models, or two ways of training, that were judged on the same prompts are compared prompt by prompt:
+`paired_interval` draws the prompts, and what both did on each stays together.
 
 Sources: Kalibera and Jones 2013, Rigorous benchmarking in reasonable time (random effects at every level of
 repetition); Rao and Wu 1988, Resampling inference with complex survey data (n - 1 of n draws give the variance without
@@ -51,6 +54,42 @@ def next_interval(samples: Samples, *, generator: np.random.Generator) -> tuple[
     low, high = (_wider(end, processes=len(samples)) for end in _middle(ratios))
     median = float(np.median(np.concatenate([np.asarray(one, dtype=np.float64) for one in samples])))
     return median * low, median * high
+
+
+def paired_interval(
+    first: Samples,
+    second: Samples,
+    *,
+    generator: np.random.Generator,
+    first_over: Samples | None = None,
+    second_over: Samples | None = None,
+) -> tuple[float, float, float]:
+    """Return the mean of `first` less that of `second`, and its 95 % interval.
+
+    Args:
+        first: By seed (of a training; one where there is no other), then by prompt. [S][P]
+        second: As many, of the same prompts.
+        generator: Draws seeds and prompts with replacement: both are samples, of trainings and of what could be asked.
+        first_over: What the sum of `first` is divided by instead of their number, a part of it for each. [S][P]
+        second_over: The same for `second`.
+    """
+    import numpy as np
+
+    sides = [
+        (np.asarray(of, dtype=np.float64), np.ones_like(of) if over is None else np.asarray(over))
+        for of, over in ((first, first_over), (second, second_over))
+    ]
+    seeds, prompts = sides[0][0].shape
+    seed = generator.integers(seeds, size=(DRAWS, seeds, 1))
+    prompt = generator.integers(prompts, size=(DRAWS, 1, prompts))
+    means, drawn = [], []
+    for of, over in sides:
+        means.append(float(of.sum() / over.sum()))
+        totals = over[seed, prompt].sum(axis=(1, 2))
+        # A draw in which nothing counts says nothing.
+        drawn.append(of[seed, prompt].sum(axis=(1, 2)) / np.where(totals, totals, np.nan))
+    differences = drawn[0] - drawn[1]
+    return means[0] - means[1], *_middle(differences[~np.isnan(differences)])
 
 
 def _wider(ratio: float, *, processes: int) -> float:

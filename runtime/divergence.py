@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +47,17 @@ class HiddenStates:
         logits: Floats = self.hidden[start:stop] @ self.unembedding.T
         return logits
 
+    def chunks(self) -> Iterator[Floats]:
+        """Give the logits of all positions, some at a time."""
+        for start in range(0, len(self.hidden), _PRODUCT_POSITIONS):
+            yield self.logits(start, start + _PRODUCT_POSITIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Softmax:
+    probs: Floats  # [C, V]
+    log_total: Floats  # log of the sum of exponentials, [C]
+
 
 def load_hidden_states(path: Path) -> HiddenStates:
     """Read what `reference` saved, without torch."""
@@ -56,25 +67,63 @@ def load_hidden_states(path: Path) -> HiddenStates:
     return HiddenStates(hidden=tensors["hidden"], unembedding=tensors["unembedding"])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positions:
+    """The same, position by position. Arrays of N."""
+
+    kl_nats: Floats  # KL(reference || model)
+    tv: Floats  # total variation, from 0 to 1
+    agrees: NDArray[np.bool_]  # the likeliest token is the same
+    reference_top_prob: Floats  # probability of the reference's likeliest token
+    nll_nats: Floats  # -log p of the text's own token
+    reference_nll_nats: Floats
+    max_logit_error: float
+
+
 def row_divergences(reference: Floats, logits: Floats) -> Floats:
-    """Return KL(softmax(reference) || softmax(logits)) in nats for each row. Both [C, V], result [C].
+    """Return KL(softmax(reference) || softmax(logits)) in nats for each row. Both [C, V], result [C]."""
+    return _divergences(reference, logits, _softmax(reference), _softmax(logits))
+
+
+def _divergences(reference: Floats, logits: Floats, exact: _Softmax, rows: _Softmax) -> Floats:
+    """Return KL for each row.
 
     With d = reference - logits and p = softmax(reference), KL = sum(p d) + log(sum(p exp(-d))). Shifting d
     by its mean under p leaves log(1 + sum(p (exp(-d) - 1))), which subtracts no two large numbers and so
-    resolves the 1e-5 nats by which an F16 file differs.
+    resolves the 1e-5 nats by which an F16 file differs. Where the model likes what has no probability in float32, that
+    sum is blind; beyond one nat the plain formula is exact enough.
     """
     import numpy as np
 
-    probs = np.exp(reference - reference.max(axis=-1, keepdims=True))
-    probs /= probs.sum(axis=-1, keepdims=True)
     difference = reference - logits
-    difference -= np.einsum("cv,cv->c", probs, difference)[:, None]
-    np.clip(difference, -80, None, out=difference)  # exp(80) is finite in float32; beyond it KL is absurd
-    divergence: Floats = np.log1p(np.einsum("cv,cv->c", probs, np.exp(-difference) - 1))
-    return np.maximum(divergence, 0)  # rounding can leave -1e-8 where both are equal
+    mean = np.einsum("cv,cv->c", exact.probs, difference)
+    difference -= mean[:, None]
+    np.clip(difference, -80, None, out=difference)  # exp(80) is finite in float32
+    change = np.exp(np.negative(difference, out=difference), out=difference)
+    change -= 1
+    small: Floats = np.log1p(np.einsum("cv,cv->c", exact.probs, change))
+    plain = mean + rows.log_total - exact.log_total
+    # Rounding can leave -1e-8 where both are equal.
+    return np.where(plain > 1, plain, np.maximum(small, 0)).astype(np.float32)
 
 
 def compare(reference: HiddenStates, logits: Iterable[Floats], targets: Sequence[int]) -> Comparison:
+    """Compare a model's logits with the reference's, over all positions together; see `compare_positions`."""
+    import numpy as np
+
+    found = compare_positions(reference, logits, targets)
+    own, exact = (float(nll.mean(dtype=np.float64)) for nll in (found.nll_nats, found.reference_nll_nats))
+    return Comparison(
+        kl_nats=float(found.kl_nats.mean(dtype=np.float64)),
+        top1_agreement=float(found.agrees.mean()),
+        max_logit_error=found.max_logit_error,
+        perplexity=float(np.exp(own)),
+        perplexity_change=float(np.expm1(own - exact)),
+        positions=len(found.kl_nats),
+    )
+
+
+def compare_positions(reference: HiddenStates, logits: Iterable[Floats], targets: Sequence[int]) -> Positions:
     """Compare a model's logits with the reference's.
 
     Args:
@@ -87,38 +136,45 @@ def compare(reference: HiddenStates, logits: Iterable[Floats], targets: Sequence
     """
     import numpy as np
 
-    divergence, agreed, largest, position = 0.0, 0, 0.0, 0
-    own_nll, reference_nll = 0.0, 0.0
+    blocks: list[dict[str, NDArray[Any]]] = []
+    largest, position = 0.0, 0
     for chunk in _at_most(logits, _PRODUCT_POSITIONS):
         product = reference.logits(position, position + len(chunk))
         if product.shape != chunk.shape:
             raise ValueError(f"logits have shape {chunk.shape}, the reference's {product.shape}")
         for start in range(0, len(chunk), _CACHED_POSITIONS):
             exact, rows = (array[start : start + _CACHED_POSITIONS] for array in (product, chunk))
-            divergence += float(row_divergences(exact, rows).sum(dtype=np.float64))
-            agreed += int((exact.argmax(axis=-1) == rows.argmax(axis=-1)).sum())
+            follows = np.asarray(targets[position + start : position + start + len(rows)])
+            blocks.append(_compare_block(exact, rows, follows))
             largest = max(largest, float(np.abs(exact - rows).max()))
-            follows = targets[position + start : position + start + len(rows)]
-            own_nll += _nll(rows, follows)
-            reference_nll += _nll(exact, follows)
         position += len(chunk)
-    return Comparison(
-        kl_nats=divergence / position,
-        top1_agreement=agreed / position,
-        max_logit_error=largest,
-        perplexity=float(np.exp(own_nll / position)),
-        perplexity_change=float(np.expm1((own_nll - reference_nll) / position)),
-        positions=position,
-    )
+    arrays = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    return Positions(**arrays, max_logit_error=largest)
 
 
-def _nll(logits: Floats, targets: Sequence[int]) -> float:
-    """Return -log p of the targets, summed over the rows."""
+def _compare_block(reference: Floats, logits: Floats, targets: NDArray[Any]) -> dict[str, NDArray[Any]]:
     import numpy as np
 
-    largest = logits.max(axis=-1)
-    total = np.log(np.exp(logits - largest[:, None]).sum(axis=-1)) + largest
-    return float((total - logits[np.arange(len(logits)), np.asarray(targets)]).sum(dtype=np.float64))
+    exact, rows, places = _softmax(reference), _softmax(logits), np.arange(len(logits))
+    return {
+        "kl_nats": _divergences(reference, logits, exact, rows),
+        "reference_top_prob": exact.probs.max(axis=-1),
+        "agrees": reference.argmax(axis=-1) == logits.argmax(axis=-1),
+        "nll_nats": rows.log_total - logits[places, targets],
+        "reference_nll_nats": exact.log_total - reference[places, targets],
+        # Last, as it works in place.
+        "tv": np.abs(np.subtract(exact.probs, rows.probs, out=rows.probs), out=rows.probs).sum(axis=-1) / 2,
+    }
+
+
+def _softmax(logits: Floats) -> _Softmax:
+    import numpy as np
+
+    largest = logits.max(axis=-1, keepdims=True)
+    probs = np.exp(logits - largest)
+    total = probs.sum(axis=-1, keepdims=True)
+    probs /= total
+    return _Softmax(probs=probs, log_total=(np.log(total) + largest)[:, 0])
 
 
 def _at_most(chunks: Iterable[Floats], size: int) -> Iterator[Floats]:

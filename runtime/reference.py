@@ -159,18 +159,31 @@ def save_hidden_states(model: PreTrainedModel, rows: Sequence[HeldOut], *, path:
             token_ids = torch.tensor([row.token_ids[:-1]])
             hidden = decoder(input_ids=token_ids, use_cache=False).last_hidden_state[0]
             kept.append(hidden[-len(row.response_ids) :].float())
-        last = torch.tensor([rows[-1].token_ids[:-1]])
-        logits = model(input_ids=last, logits_to_keep=1, use_cache=False).logits[0, -1]
-        recomputed = kept[-1][-1] @ unembedding.T
+    check_plain_head(model, rows[-1].token_ids)
+    save_file(
+        {"hidden": torch.cat(kept).contiguous(), "unembedding": unembedding.detach().float().contiguous()},
+        path,
+    )
+
+
+def check_plain_head(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
+    """Check on one sequence that a model's logits are its hidden states times its unembedding.
+
+    Raises:
+        EngineError: They are not (a scale, a soft cap).
+    """
+    import torch
+
+    ids = torch.tensor([token_ids])
+    with torch.inference_mode():
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
+        recomputed = hidden @ model.get_output_embeddings().weight.T
+        logits = model(input_ids=ids, logits_to_keep=1, use_cache=False).logits[0, -1]
     # The same numbers summed in another order: 1e-3 is far above rounding and far below a scale or cap.
     if not torch.allclose(recomputed, logits, rtol=1e-3, atol=1e-3):
         raise EngineError(
             f"`{type(model).__name__}` changes its logits after the unembedding, which is not supported"
         )
-    save_file(
-        {"hidden": torch.cat(kept).contiguous(), "unembedding": unembedding.detach().float().contiguous()},
-        path,
-    )
 
 
 def _probe_ids(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, object]]:

@@ -42,7 +42,7 @@ class EvaluateSettings(Settings):
     """Held-out prompts that exported files answer: they run one sequence at a time."""
 
     kl_texts: int = Field(default=16, ge=1)
-    """Held-out texts on which the distance to the teacher is measured."""
+    """Held-out prompts on whose texts, the teacher's and the model's own, the distance to the teacher is measured."""
 
     answer_tokens: int = Field(default=64, ge=1)
     """Longest answer; never longer than the longest held-out response."""

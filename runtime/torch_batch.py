@@ -5,7 +5,7 @@ While scoring, logits exist for one row's response at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,10 +24,12 @@ def greedy_and_sampled_responses(
     max_new_tokens: int,
     end_token_ids: frozenset[int],
     generator: torch.Generator,
-) -> tuple[list[list[int]], list[list[int]]]:
+    keep_states: int = 0,
+) -> tuple[list[list[int]], list[list[int]], list[Tensor]]:
     """Return the likeliest response to each prompt, and one drawn at temperature 1 to each of the first.
 
-    Both go through the network together: twice the rows take less than twice the time.
+    Both go through the network together: twice the rows take less than twice the time. Also return the final hidden
+    states [T, H] that predicted the tokens of the first `keep_states` likeliest responses.
     """
     import torch
 
@@ -36,6 +38,7 @@ def greedy_and_sampled_responses(
     asked = [*prompts, *prompts[:sampled_prompts]]
     order = sorted(range(len(asked)), key=lambda index: len(asked[index]))
     responses: list[list[int]] = [[] for _ in asked]
+    kept: dict[int, Tensor] = {}
     for start in range(0, len(order), _BATCH_ROWS):
         batch = order[start : start + _BATCH_ROWS]
         is_drawn = torch.tensor(batch) >= len(prompts)
@@ -47,53 +50,65 @@ def greedy_and_sampled_responses(
             chosen[drawn] = draw(logits[drawn], temperature=1.0, uniform=uniform)
             return chosen
 
-        found, _ = decode_batch(
+        found, states = decode_batch(
             model,
             [asked[index] for index in batch],
             max_new_tokens=max_new_tokens,
             end_token_ids=end_token_ids,
             choose=choose,
+            keep_states=keep_states > 0,
         )
-        for index, response in zip(batch, found, strict=True):
+        for row, (index, response) in enumerate(zip(batch, found, strict=True)):
             responses[index] = response
-    return responses[: len(prompts)], responses[len(prompts) :]
+            if states is not None and index < min(keep_states, len(prompts)):
+                kept[index] = states[row, : len(response)].clone()
+    return responses[: len(prompts)], responses[len(prompts) :], [kept[index] for index in sorted(kept)]
 
 
-def response_nats(
+def response_states(
     model: PreTrainedModel, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> list[float]:
-    """Return -log p in nats of every response token, given its prompt and the tokens before it.
+) -> Iterator[tuple[int, Tensor]]:
+    """Give, for each pair, its place and the final hidden states that predict its response's tokens.
+
+    Pairs come in the order of their lengths.
 
     Args:
         model: Causal language model whose logits are hidden states times unembedding.
         pairs: Prompt and response of each sequence, neither empty.
 
     Returns:
-        One number a response token, in no particular order.
+        States [T, H] of the response's T tokens, in the model's dtype; a view on those of many pairs.
     """
     import torch
 
     from ammd.kv_cache import has_plain_cache, run_shared, shared_tokens
 
     can_share = has_plain_cache(model)
-    order = sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    nats: list[float] = []
-    with torch.inference_mode():
-        for start in range(0, len(order), _BATCH_ROWS):
-            batch = order[start : start + _BATCH_ROWS]
-            shared = shared_tokens([prompt for prompt, _ in batch]) if can_share and len(batch) > 1 else 0
-            width = max(len(prompt) + len(response) for prompt, response in batch)
-            # Padding stands on the right, where a causal model cannot see it from a token that counts.
-            rows = [[*prompt, *response] for prompt, response in batch]
-            token_ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    order = sorted(range(len(pairs)), key=lambda place: sum(map(len, pairs[place])))
+    for start in range(0, len(order), _BATCH_ROWS):
+        places = order[start : start + _BATCH_ROWS]
+        batch = [pairs[place] for place in places]
+        shared = shared_tokens([prompt for prompt, _ in batch]) if can_share and len(batch) > 1 else 0
+        width = max(len(prompt) + len(response) for prompt, response in batch)
+        # Padding stands on the right, where a causal model cannot see it from a token that counts.
+        rows = [[*prompt, *response] for prompt, response in batch]
+        token_ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        with torch.inference_mode():
             past = run_shared(model, token_ids[:1, :shared], rows=len(batch)) if shared else {}
-            hidden = decoder(
-                input_ids=token_ids[:, shared:], use_cache=bool(shared), **past
+            hidden = (
+                model.get_decoder()(input_ids=token_ids[:, shared:], use_cache=bool(shared), **past)
             ).last_hidden_state
-            for row, (prompt, response) in enumerate(batch):
-                first = len(prompt) - 1 - shared  # the position that predicts the first response token
-                logits = head(hidden[row, first : first + len(response)])
-                chosen = torch.tensor(response)[:, None]
-                nats += (-logits.float().log_softmax(-1).gather(1, chosen)[:, 0]).tolist()
+        for row, (place, (prompt, response)) in enumerate(zip(places, batch, strict=True)):
+            first = len(prompt) - 1 - shared  # the position that predicts the first response token
+            yield place, hidden[row, first : first + len(response)]
+
+
+def nats_of(model: PreTrainedModel, states: Tensor, response: Sequence[int]) -> list[float]:
+    """Return -log p in nats of each of the response's tokens, from the states [T, H] that predict them."""
+    import torch
+
+    with torch.inference_mode():
+        logits = model.get_output_embeddings()(states).float()
+        chosen = torch.tensor(list(response))[:, None]
+        nats: list[float] = (logits.logsumexp(-1) - logits.gather(1, chosen)[:, 0]).tolist()
     return nats

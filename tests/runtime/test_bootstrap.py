@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ammd.runtime import bootstrap
-from ammd.runtime.bootstrap import median_interval, next_interval, ratio_interval
+from ammd.runtime.bootstrap import median_interval, next_interval, paired_interval, ratio_interval
 
 
 def test_equal_samples_leave_no_doubt() -> None:
@@ -79,3 +79,48 @@ def test_another_run_lands_in_the_interval_about_as_often_as_it_says(processes: 
         plain += low <= median <= high
     assert plain < held
     assert 0.84 <= held / 200 <= 0.99  # 95 % less what few processes leave out
+
+
+def test_paired_interval_is_the_binomial_one_where_differences_are_0_or_1() -> None:
+    """The share of ones among n draws from k ones and n - k noughts is Binomial(n, k / n) / n."""
+    from math import comb
+
+    ones, prompts = 5, 20
+    chances = [comb(prompts, k) * 0.25**k * 0.75 ** (prompts - k) for k in range(prompts + 1)]
+    reached = np.cumsum(chances)
+    low, high = (int(np.searchsorted(reached, tail)) / prompts for tail in (0.025, 0.975))
+    second = np.random.default_rng(3).normal(size=(1, prompts))
+    first = second + np.array([1] * ones + [0] * (prompts - ones))
+    mean, found_low, found_high = paired_interval(
+        first.tolist(), second.tolist(), generator=np.random.default_rng(0)
+    )
+    assert mean == pytest.approx(0.25)
+    # A neighbouring count may be as likely as one draw of 2000 is off.
+    assert found_low == pytest.approx(low, abs=1.01 / prompts)
+    assert found_high == pytest.approx(high, abs=1.01 / prompts)
+
+
+def test_pairing_takes_out_what_the_prompts_differ_by() -> None:
+    generator = np.random.default_rng(1)
+    hard = generator.normal(0, 10, size=(1, 40))
+    first, second = hard + 1, hard + generator.normal(0, 0.1, size=hard.shape)
+    mean, low, high = paired_interval(first.tolist(), second.tolist(), generator=generator)
+    assert low < mean < high
+    assert high - low < 0.2
+
+
+def test_sums_over_sums_are_means_weighted_by_tokens() -> None:
+    nats, tokens = [[2.0, 8.0]], [[1, 3]]
+    mean, low, high = paired_interval(
+        nats, [[0.0, 0.0]], generator=np.random.default_rng(0), first_over=tokens, second_over=tokens
+    )
+    assert mean == pytest.approx(10 / 4)
+    assert (low, high) == (2, pytest.approx(8 / 3))  # only the first prompt, only the second
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    """Two trainings that are each exact but unlike: of two seeds drawn, both are the worse one in one draw of four."""
+    mean, low, high = paired_interval(
+        [[0.0] * 8, [1.0] * 8], [[0.0] * 8] * 2, generator=np.random.default_rng(0)
+    )
+    assert (mean, low, high) == (0.5, 0, 1)

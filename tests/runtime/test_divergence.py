@@ -5,7 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ammd.runtime.divergence import HiddenStates, compare, load_hidden_states, row_divergences
+from ammd.runtime.divergence import (
+    HiddenStates,
+    compare,
+    compare_positions,
+    load_hidden_states,
+    row_divergences,
+)
 
 RANDOM = np.random.default_rng(0)
 TARGETS = [7 * position % 50 for position in range(70)]
@@ -38,9 +44,33 @@ def test_divergence_ignores_a_constant_shift() -> None:
     np.testing.assert_allclose(row_divergences(reference, reference + 7), 0, atol=1e-6)  # rounding of + 7
 
 
-def test_divergence_of_opposed_distributions_is_finite() -> None:
-    reference = np.array([[200.0, 0.0, 0.0]], dtype=np.float32)
-    assert np.isfinite(row_divergences(reference, -reference)).all()
+def test_divergence_of_opposed_distributions_is_that_of_its_definition() -> None:
+    """In float32 the reference gives no probability at all to what the model likes."""
+    reference = np.array([[200.0, 0.0, 0.0], [60.0, 0.0, -30.0]], dtype=np.float32)
+    np.testing.assert_allclose(
+        row_divergences(reference, -reference), plain_kl(reference, -reference), rtol=1e-5
+    )
+
+
+def test_positions_equal_those_of_torch() -> None:
+    import torch
+
+    states = hidden_states(positions=70)
+    logits = states.logits(0, 70) + RANDOM.normal(scale=0.5, size=(70, 50)).astype(np.float32)
+    found = compare_positions(states, [logits[:33], logits[33:]], TARGETS)
+    p, q = (torch.tensor(values).double().log_softmax(-1) for values in (states.logits(0, 70), logits))
+    expected = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1)
+    np.testing.assert_allclose(found.kl_nats, expected, rtol=1e-3)  # float32 sums
+    np.testing.assert_allclose(found.tv, (p.exp() - q.exp()).abs().sum(-1) / 2, rtol=1e-4)
+    np.testing.assert_allclose(found.reference_top_prob, p.exp().max(-1).values, rtol=1e-5)
+    assert (found.agrees == (p.argmax(-1) == q.argmax(-1)).numpy()).all()
+
+
+def test_distributions_without_a_common_token_are_at_the_largest_variation() -> None:
+    states = HiddenStates(
+        hidden=np.array([[300.0]], dtype=np.float32), unembedding=np.array([[1.0], [-1.0]], dtype=np.float32)
+    )
+    assert compare_positions(states, [-states.logits(0, 1)], [0]).tv == pytest.approx(1)
 
 
 def test_comparison_of_a_model_with_itself_is_zero() -> None:

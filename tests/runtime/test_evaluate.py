@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,4 +70,86 @@ def test_answers_stand_side_by_side(folder: Path) -> None:
     assert lines[0]["answers"]["gguf-f16"] == lines[0]["teacher_text"].strip()
     # Both sides are float32: the teacher says word for word what it is judged by.
     assert all(line["answers"]["teacher"] == line["teacher_text"].strip() for line in lines)
-    assert sorted(path.name for path in folder.iterdir()) == ["answers.jsonl", "quality.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["answers.jsonl", "quality.json", "scores.jsonl"]
+
+
+def test_teacher_keeps_everything_and_parts_nowhere(quality: dict[str, Any]) -> None:
+    for name in ("teacher", "gguf-f16"):
+        found = quality[name]
+        assert found["greedy_same_share"] == 1
+        assert "task_score_kept" not in found  # of a random teacher's score, which is 0, there is no share
+        assert found["greedy_prefix_tokens"] == found["response_tokens_mean"]
+        assert found["tv_to_teacher"] < 1e-3
+        for what in ("repetition", "looping_share", "response_tokens_mean", "ended_share"):
+            assert found[what] == found[f"teacher_{what}"]
+        # The teacher reads in bfloat16 where that is fast: what this rounds is all that is left.
+        assert abs(found["exposure_bias_nats"]) < 1e-3
+
+
+def test_numbers_are_what_the_rows_amount_to(folder: Path, quality: dict[str, Any]) -> None:
+    rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    assert [(row["model"], row["prompt"]) for row in rows] == [
+        *(("teacher", number) for number in range(3)),
+        *(("gguf-f16", number) for number in range(2)),
+    ]
+    own = [row for row in rows if row["model"] == "teacher"]
+    tokens = sum(row["response_tokens"] for row in own)
+    nats = sum(row["response_tokens"] * row["nll_under_teacher_nats"] for row in own) / tokens
+    assert quality["teacher"]["nll_under_teacher_nats"] == pytest.approx(nats)
+    assert quality["teacher"]["kl_positions"] == sum(row.get("teacher_text_tokens", 0) for row in own)
+
+
+def test_distances_on_both_texts_are_those_of_transformers(
+    tiny_checkpoint: Path, tiny_heldout: Path, build_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Every distribution of a student that is far off, by transformers' own logits and greedy search."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    student = build_checkpoint(tmp_path / "student", seed=5, initializer_range=0.08)
+    (tmp_path / "out").mkdir()
+    run(
+        EvaluateInputs(
+            teacher=tiny_checkpoint,
+            heldout=tiny_heldout,
+            models=(ArtifactRef(name="student", path=student),),
+        ),
+        SETTINGS.model_copy(update={"kl_texts": 3}),
+        tmp_path / "out",
+    )
+    lines = (tmp_path / "out" / "scores.jsonl").read_text().splitlines()
+    models = [AutoModelForCausalLM.from_pretrained(path) for path in (tiny_checkpoint, student)]
+    heldout = [json.loads(line) for line in tiny_heldout.read_text().splitlines()]
+    for line, row in zip(map(json.loads, lines), heldout, strict=False):
+        prompt, response = row["prompt_ids"], row["response_ids"]
+        own = (
+            models[1]
+            .generate(
+                torch.tensor([prompt]),
+                max_new_tokens=12,
+                do_sample=False,
+                attention_mask=torch.ones(1, len(prompt)),
+            )[0, len(prompt) :]
+            .tolist()
+        )
+        for text, kl_name, tv_name, share in (
+            (response, "kl_to_teacher_nats", "tv_to_teacher", 1e-4),
+            (own, "kl_on_own_nats", "tv_on_own", 0.02),  # the teacher may have read in bfloat16
+        ):
+            with torch.inference_mode():
+                p, q = (
+                    model(torch.tensor([[*prompt, *text]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+                    for model in models
+                )
+            assert line[kl_name] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=share)
+            assert line[tv_name] == pytest.approx(
+                float((p.exp() - q.exp()).abs().sum(-1).mean() / 2), rel=share
+            )
+        sure = p.exp().max(-1).values >= 0.5
+        assert not sure.any()  # a random teacher never is
+        assert line["exposure_bias_nats"] == pytest.approx(
+            line["kl_on_own_nats"] - line["kl_to_teacher_nats"]
+        )
+        parted = next(n for n, (a, b) in enumerate(zip(own, response, strict=False)) if a != b)
+        assert line["greedy_prefix_tokens"] == parted
+        assert line["greedy_same"] == 0

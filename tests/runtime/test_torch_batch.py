@@ -33,14 +33,20 @@ def test_greedy_is_one_by_one_and_sampling_repeats_with_its_seed(
     model: torch.nn.Module, engine: TorchEngine
 ) -> None:
     def sampled(seed: int) -> list[list[int]]:
-        greedy, drawn = torch_batch.greedy_and_sampled_responses(
+        greedy, drawn, kept = torch_batch.greedy_and_sampled_responses(
             model,
             PROMPTS,
             sampled_prompts=2,
             max_new_tokens=8,
             end_token_ids=frozenset(),
             generator=torch.Generator().manual_seed(seed),
+            keep_states=2,
         )
+        for states, prompt, response in zip(kept, PROMPTS[:2], greedy[:2], strict=True):
+            with torch.inference_mode():  # what the states predict is what was said
+                assert model.get_output_embeddings()(states).argmax(-1).tolist() == response
+            whole = model.get_decoder()(torch.tensor([[*prompt, *response]])).last_hidden_state[0]
+            torch.testing.assert_close(states, whole[len(prompt) - 1 : -1], rtol=1e-3, atol=1e-4)
         assert greedy == [one_by_one(engine, prompt, 8) for prompt in PROMPTS]
         assert len(drawn) == 2
         return drawn
@@ -52,7 +58,7 @@ def test_rows_that_end_leave_the_others_to_their_own_way(model: torch.nn.Module,
     """Greedy rows stay greedy when rows before them have left the batch, and an end token ends its own row only."""
     expected = [one_by_one(engine, prompt, 8) for prompt in PROMPTS]
     ends = {expected[1][0]}  # the shortest prompt's row leaves first: all others move up one place
-    greedy, _ = torch_batch.greedy_and_sampled_responses(
+    greedy, _, _ = torch_batch.greedy_and_sampled_responses(
         model,
         PROMPTS,
         sampled_prompts=1,
@@ -66,7 +72,7 @@ def test_rows_that_end_leave_the_others_to_their_own_way(model: torch.nn.Module,
 
 
 def test_sampled_frequencies_follow_the_distribution(model: torch.nn.Module, engine: TorchEngine) -> None:
-    _, responses = torch_batch.greedy_and_sampled_responses(
+    _, responses, _ = torch_batch.greedy_and_sampled_responses(
         model,
         [[5, 9, 30]] * 3000,
         sampled_prompts=3000,
@@ -92,10 +98,14 @@ def test_response_nats_equal_those_of_single_passes(model: torch.nn.Module, engi
 def assert_nats_of_single_passes(
     model: torch.nn.Module, engine: TorchEngine, pairs: list[tuple[list[int], list[int]]]
 ) -> None:
-    expected = []
-    for prompt, response in pairs:
+    found = {
+        place: torch_batch.nats_of(model, states, pairs[place][1])
+        for place, states in torch_batch.response_states(model, pairs)
+    }
+    assert len(found) == len(pairs)
+    for place, (prompt, response) in enumerate(pairs):
         ids = [*prompt, *response]
         rows = np.concatenate(list(engine.logits(ids[:-1], start=len(prompt) - 1)))
         logprobs = torch.tensor(rows).log_softmax(-1)
-        expected += [-float(logprobs[place, token]) for place, token in enumerate(response)]
-    assert sorted(torch_batch.response_nats(model, pairs)) == pytest.approx(sorted(expected), abs=1e-4)
+        expected = [-float(logprobs[at, token]) for at, token in enumerate(response)]
+        assert found[place] == pytest.approx(expected, abs=1e-4)
