@@ -112,9 +112,7 @@ def test_numbers_are_the_runs(summary):
 
 def test_a_student_by_width_is_told_as_one(summary):
     summary["training"] |= {"kept_key_value_heads": [[0, 2], [1, 2]], "intermediate_size": 1024}
-    assert "in 2 layers with 2 key-value heads and 1,024 feed-forward channels a layer" in render_card(
-        summary
-    )
+    assert "in 2 layers with 2 key-value heads and 1,024 feed-forward channels a layer" in _card(summary)
 
 
 def test_nothing_of_this_machine_is_told(summary, tmp_path):
