@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the command line's own help and docs/recipe.md from the settings models.
+"""Write docs/api.md from docstrings, docs/cli.md from the command line's own help, docs/recipe.md from the settings.
 
 `python docs/generate.py` writes; with `--check` nothing is written, and the exit code says whether the pages
 on disk are the ones that would be.
@@ -6,8 +6,11 @@ on disk are the ones that would be.
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -16,6 +19,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+import ammd
+from ammd.pipeline import api
 from ammd.pipeline.cli import ammd_command
 from ammd.pipeline.recipe import Recipe
 
@@ -25,8 +30,12 @@ MADE = "<!-- Made by docs/generate.py; `make docs` writes it anew. -->\n\n"
 
 
 def main(arguments: list[str]) -> int:
-    """Write or check both pages; return 1 if a check found one out of date."""
-    pages = {FOLDER / "cli.md": cli_page(), FOLDER / "recipe.md": recipe_page()}
+    """Write or check the pages; return 1 if a check found one out of date."""
+    pages = {
+        FOLDER / "api.md": api_page(),
+        FOLDER / "cli.md": cli_page(),
+        FOLDER / "recipe.md": recipe_page(),
+    }
     if "--check" not in arguments:
         for path, text in pages.items():
             path.write_text(text, encoding="utf-8")
@@ -39,6 +48,52 @@ def main(arguments: list[str]) -> int:
     for name in stale:
         sys.stderr.write(f"docs/{name} is out of date: run `make docs`\n")
     return int(bool(stale))
+
+
+def api_page() -> str:
+    """Return the reference of the functions that `import ammd` offers, from their docstrings."""
+    introduction = " ".join((api.__doc__ or "").split("\n\n", 1)[1].split())
+    parts = [
+        f"{MADE}# From Python\n\n{introduction}\n\nThe examples follow on each other, after\n",
+        "```python\nimport json\nimport sys\nfrom pathlib import Path\n\nimport ammd\n```\n",
+    ]
+    functions = [getattr(api, name) for name in ammd.__all__ if name != "errors"]
+    for function in sorted(functions, key=lambda function: function.__code__.co_firstlineno):
+        parts.append(_function_section(function))
+    return "\n".join(parts)
+
+
+def _function_section(function: Callable[..., Any]) -> str:
+    """Return a function's signature, example, description and lists, from a docstring in Google's form."""
+    text, *sections = re.split(r"\n\n(?=[A-Z][a-z]+:\n)", inspect.getdoc(function) or "")
+    blocks = {head: body for head, _, body in (section.partition(":\n") for section in sections)}
+    signature = _signature_text(function)
+    lines = [f"## ammd.{function.__name__}", f"```python\n{textwrap.dedent(blocks['Example']).strip()}\n```"]
+    lines += [text, f"```text\n{signature}\n```"]
+    for head in ("Args", "Returns", "Raises"):
+        body = textwrap.dedent(blocks.get(head, ""))
+        if head == "Returns":
+            lines.append(f"Returns {' '.join(body.split())}")
+            continue
+        items = re.findall(r"^(\w+): (.*(?:\n[ ].*)*)", body, flags=re.MULTILINE)
+        rows = [f"| `{name}` | {' '.join(meaning.split())} |" for name, meaning in items]
+        heading = "argument" if head == "Args" else "raises"
+        lines.append("\n".join([f"| {heading} | |", "| --- | --- |", *rows]))
+    return "\n\n".join(lines) + "\n"
+
+
+def _signature_text(function: Callable[..., Any]) -> str:
+    """Return the signature with a line for each argument."""
+    signature = inspect.signature(function)
+    arguments, is_named = [], False
+    for argument in signature.parameters.values():
+        if argument.kind is argument.KEYWORD_ONLY and not is_named:
+            arguments.append("*")
+            is_named = True
+        default = "" if argument.default is argument.empty else f" = {argument.default!r}"
+        arguments.append(f"{argument.name}: {argument.annotation}{default}")
+    inside = "".join(f"    {argument},\n" for argument in arguments)
+    return f"{function.__name__}(\n{inside}) -> {signature.return_annotation}"
 
 
 def cli_page() -> str:

@@ -17,7 +17,6 @@ from .cli_options import (
 )
 
 _PATH = click.Path(path_type=Path)
-_MAX_REGRESSION = 0.05
 _EXCLUDING = (
     ("profile", "baseline"),
     ("device", "baseline"),
@@ -105,36 +104,34 @@ def bench(
     )
     from ammd.runtime.settings import BenchSettings
 
-    from .alone import measure, named
-    from .bench_output import load_baseline, report
-    from .bench_proofs import find_proofs
+    from .alone import named
+    from .bench_files import MAX_REGRESSION, bench_files
+    from .bench_output import report
     from .recipe import load_section
 
     settings = load_section(BenchSettings, overrides)
-    artifacts = named(files, engine=engine)
     if device is not None:
         from .on_device import bench_on_device
 
-        paths = {str(one["name"]): Path(str(one["path"])) for one in artifacts}
+        paths = {str(one["name"]): Path(str(one["path"])) for one in named(files)}
         heat = (max_celsius, cool_down)
         bench_on_device(paths, settings, device=device, heat=heat, as_json=asked == "json")
         return
     if profile is not None:
         from .profile_output import run_profile
 
-        run_profile(profile, artifacts, settings=settings, anchor=anchor, form=asked)
+        run_profile(profile, named(files, engine=engine), settings=settings, anchor=anchor, form=asked)
         return
     if settings.profiles:
         raise click.UsageError("`profiles` is for recipes; `--profile NAME` does the same here")
-    known = load_baseline(baseline, settings) if baseline else None
-    proofs = find_proofs(files)
-    report(
-        measure("bench", settings=settings, inputs={"artifacts": artifacts}),
-        form=asked,
-        proofs=proofs,
-        baseline=known,
-        max_regression=_MAX_REGRESSION if max_regression is None else max_regression,
+    judged = bench_files(
+        files,
+        settings=settings,
+        engine=engine,
+        baseline=baseline,
+        max_regression=MAX_REGRESSION if max_regression is None else max_regression,
     )
+    report(judged, form=asked)
 
 
 def _check_options(*, as_json: bool, form: str | None, **given: object) -> None:

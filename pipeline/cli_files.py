@@ -48,20 +48,10 @@ def export(
 
     `--set` takes the keys of a recipe's [export] section.
     """
-    from ammd.export.settings import ExportSettings
-
-    from .alone import export_to, find_in_run
-    from .recipe import load_section
+    from .api import export_checkpoint
     from .table import files_table
 
-    settings = load_section(ExportSettings, ("imatrix={}", *overrides) if imatrix else overrides)
-    folder = out or checkpoint.with_name(f"{checkpoint.name}-export")
-    texts = None
-    if settings.reads_texts and (settings.mixed or not imatrix):
-        texts = find_in_run(checkpoint, "prepare/train.jsonl", option="--set imatrix.texts=[...]")
-    document = export_to(
-        folder, checkpoint=checkpoint, texts=texts, imatrix=imatrix, settings=settings, force=force
-    )
+    document = export_checkpoint(checkpoint, out=out, imatrix=imatrix, force=force, settings=overrides)
     emit(document, lambda: [files_table(document)], as_json=as_json)
     click.echo(document["path"], err=True)
 
@@ -100,24 +90,10 @@ def verify(
     itself: complete, its chats render, its text comes back from its tokens, it answers. `--set` takes the keys of a
     recipe's [verify] section.
     """
-    from ammd.runtime.settings import VerifySettings
-
-    from .alone import check_recorded, measure, named, part_of_run
-    from .recipe import BUILTIN, data_file, load_section
+    from .api import verify as prove
     from .table import facts_table
 
-    artifacts = named([file], engine=engine)
-    check_recorded(file)
-    checkpoint = named([against])[0]["path"] if against else part_of_run(file, "distill/student")
-    texts = (
-        heldout or part_of_run(file, "prepare/heldout.jsonl") or data_file(BUILTIN, ("prepare", "heldout"))
-    )
-    inputs = {
-        "checkpoint": str(checkpoint) if checkpoint else None,
-        "heldout": str(texts) if checkpoint else None,
-        "artifacts": artifacts,
-    }
-    document = measure("verify", settings=load_section(VerifySettings, overrides), inputs=inputs)
+    document = prove(file, against=against, heldout=heldout, engine=engine, settings=overrides)
     emit(document, lambda: [facts_table(document["parity"], title="parity")], as_json=as_json)
 
 
@@ -148,18 +124,10 @@ def evaluate(
     KL to the teacher, ROUGE-L against its text, repetition, on held-out prompts. `--set` takes the keys
     of a recipe's [evaluate] section.
     """
-    from ammd.runtime.settings import EvaluateSettings
-
-    from .alone import find_in_run, measure, named
-    from .recipe import load_section
+    from .api import evaluate as judge
     from .table import facts_table
 
-    inputs = {
-        "models": named(models, engine=engine),
-        "teacher": str(teacher or find_in_run(models[0], "prepare/teacher", option="--teacher")),
-        "heldout": str(heldout or find_in_run(models[0], "prepare/heldout.jsonl", option="--heldout")),
-    }
-    document = measure("evaluate", settings=load_section(EvaluateSettings, overrides), inputs=inputs)
+    document = judge(models, teacher=teacher, heldout=heldout, engine=engine, settings=overrides)
     emit(document, lambda: [facts_table(document["quality"], title="quality")], as_json=as_json)
 
 

@@ -180,19 +180,14 @@ def _run(
         document = resolved.model_dump(mode="json")
         emit_toml_or_json(document, write_toml(document), as_json=as_json)
         return
-    from .bench_cells import cells_of_run, check_measured
-    from .budget import check_budget
     from .run import run_recipe
+    from .run_checks import check_run
     from .table import run_tables
 
     summary = run_recipe(resolved, runs_dir=runs_dir, until=until)
     emit(summary, lambda: run_tables(summary), as_json=as_json)
     _say_where(summary)
-    folder = Path(summary["path"], "bench")
-    check_measured(cells_of_run(summary), hint=f"`ammd run` measures again once `{folder}` is removed")
-    check_budget(
-        summary["budget"], hint="everything is written; a changed `[budget]` judges this run again at once"
-    )
+    check_run(summary)
 
 
 def emit_toml_or_json(document: dict[str, Any], toml: str, *, as_json: bool) -> None:

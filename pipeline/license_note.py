@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .recipe import BUILTIN
+from .recipe_document import BUILTIN
 
 # What a licence asks of who passes changed files on; of any other, only that it is to be read.
 _DUTIES = {

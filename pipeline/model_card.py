@@ -14,7 +14,7 @@ from typing import Any
 
 from .file_notes import file_notes
 from .license_note import license_lines
-from .recipe import BUILTIN
+from .recipe_document import BUILTIN
 
 QUESTION = "Why is the sky blue?"
 _EXPORT = "export"

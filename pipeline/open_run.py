@@ -33,7 +33,8 @@ from .cache import (
     stage_key,
 )
 from .launch import run_in_child
-from .recipe import DATA_FILES, SOURCES, TEXTS, Recipe, data_file
+from .recipe import Recipe
+from .recipe_document import DATA_FILES, SOURCES, TEXTS, data_file
 from .resources import check_room, count_parameters, estimate_need
 from .run_log import LOG_NAME, run_log
 from .stages import Stage

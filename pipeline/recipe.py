@@ -1,20 +1,13 @@
 """The recipe: one TOML file that says which student to make from which teacher, and how to judge it.
 
-Each stage folder owns the settings of its section; this module composes them, applies `--set`, makes paths
-absolute, hands the top-level seed to the sections that draw random numbers, and reports every fault at once.
-Paths in a recipe are relative to the recipe's own folder, those in `--set` to the current one, so that a
-recipe can be moved with its data and a shell's completion works. `builtin:quickstart` names the prompt files
-that ship with the package.
+Each stage folder owns the settings of its section; this module composes them, hands the top-level seed to the
+sections that draw random numbers, and reports every fault at once.
 """
 
 from __future__ import annotations
 
-import copy
 import difflib
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -29,16 +22,18 @@ from ammd.settings import Settings
 
 from .budget_settings import BudgetSettings
 from .faults import Fault, describe_faults, faults_of, find_fault_lines
-from .toml_text import parse_value
+from .recipe_document import (
+    DATA_FILES,
+    SOURCES,
+    TEXTS,
+    Changes,
+    Draft,
+    apply_changes,
+    data_file,
+    get_value,
+    read_draft,
+)
 
-BUILTIN = "builtin:quickstart"
-# Keys that name a model, and keys that name a data file with its name inside the package.
-SOURCES: tuple[tuple[str, ...], ...] = (("prepare", "teacher"), ("prepare", "student", "source"))
-DATA_FILES: Mapping[tuple[str, ...], str] = {
-    ("prepare", "prompts"): "quickstart_train.jsonl",
-    ("prepare", "heldout"): "quickstart_heldout.jsonl",
-}
-TEXTS = (("prepare", "vocabulary", "texts"), ("export", "imatrix", "texts"))  # keys with lists of data files
 _Section = TypeVar("_Section", bound=Settings)
 _SEEDED = ("prepare", "distill", "evaluate")  # sections that draw random numbers
 
@@ -66,64 +61,59 @@ class Recipe(Settings):
     """Limits of the files; absent, everything is published as it is."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """Where a recipe's text came from."""
-
-    label: str  # what messages call it
-    text: str
-    folder: Path  # relative paths start here
-
-
-def load_recipe(
-    path: Path | None = None, *, overrides: Sequence[str] = (), check_files: bool = True
-) -> Recipe:
+def load_recipe(path: Path | None = None, *, overrides: Changes = (), check_files: bool = True) -> Recipe:
     """Read, override, resolve and check a recipe.
 
     Args:
         path: A TOML file; None takes the packaged quickstart.
-        overrides: `a.b=value` with a TOML value; a string may go without quotes.
+        overrides: `a.b=value` with a TOML value, a string may go without quotes; or values by dotted key.
         check_files: Also check that models, data files and exporters are there; a finished run needs them no more.
 
     Raises:
         RecipeError: The file is not there or not TOML, or lists every fault found in it.
     """
-    origin = _read_origin(path)
-    try:
-        document = tomllib.loads(origin.text)
-    except tomllib.TOMLDecodeError as exc:
-        raise RecipeError(f"`{origin.label}` is not TOML: {exc}", path=origin.label) from exc
-    _resolve_paths(document, origin.folder)
-    changed, faults = _apply_overrides(document, overrides)
+    draft = read_draft(path, overrides)
+    recipe, faults = _check(draft.document, check_files=check_files)
+    faults += draft.faults
+    if recipe is not None and not faults:
+        return recipe
+    raise refusal(draft, faults)
+
+
+def _check(document: dict[str, Any], *, check_files: bool) -> tuple[Recipe | None, list[Fault]]:
+    """Return the recipe that a document is, unless it is none, and everything that is wrong with it."""
     _hand_down_seed(document)
-    if check_files:
-        faults += _find_missing_files(document)
+    missing = _find_missing_files(document) if check_files else []
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as exc:
-        faults = faults_of(exc, Recipe) + faults
-    else:
-        faults += _find_contradictions(recipe)
-        if check_files:
-            faults += _find_missing_exporter(recipe)
-    if not faults:
-        return recipe
-    faults = find_fault_lines(faults, text=origin.text, changed=changed)
-    raise RecipeError(
-        describe_faults(faults, label=origin.label),
+        return None, faults_of(exc, Recipe) + missing
+    missing += _find_contradictions(recipe)
+    if check_files:
+        missing += _find_missing_exporter(recipe)
+    return recipe, missing
+
+
+def refusal(draft: Draft, faults: Sequence[Fault]) -> RecipeError:
+    """Return the error that names every fault in a recipe, each with its line."""
+    placed = find_fault_lines(faults, text=draft.text, changed=draft.changed)
+    return RecipeError(
+        describe_faults(placed, label=draft.label),
         hint="`ammd run --dry-run` prints the packaged recipe with every key; docs/recipe.md explains each",
-        faults=[fault.path for fault in faults],
+        faults=[fault.path for fault in placed],
     )
 
 
-def load_section(model: type[_Section], overrides: Sequence[str]) -> _Section:
-    """Return one section's settings: its defaults with `key=value` overrides.
+def load_section(
+    model: type[_Section], overrides: Changes, *, defaults: Mapping[str, Any] | None = None
+) -> _Section:
+    """Return one section's settings: its defaults, other `defaults` before them, with overrides.
 
     Raises:
         RecipeError: Lists every fault found in the overrides.
     """
-    document: dict[str, Any] = {}
-    changed, faults = _apply_overrides(document, overrides)
+    document = dict(defaults or {})
+    changed, faults = apply_changes(document, overrides)
     try:
         settings = model.model_validate(document)
     except ValidationError as exc:
@@ -132,13 +122,6 @@ def load_section(model: type[_Section], overrides: Sequence[str]) -> _Section:
         return settings
     faults = find_fault_lines(faults, text="", changed=changed)
     raise RecipeError(describe_faults(faults, label="--set"), hint="docs/recipe.md lists every key")
-
-
-def data_file(name: str, key: tuple[str, ...]) -> Path:
-    """Return the path of the data file that a recipe's `key` names, packaged ones included."""
-    if name == BUILTIN:
-        return Path(str(files("ammd.pipeline").joinpath(DATA_FILES[key])))
-    return Path(name)
 
 
 def _find_contradictions(recipe: Recipe) -> list[Fault]:
@@ -177,73 +160,6 @@ def _find_missing_exporter(recipe: Recipe) -> list[Fault]:
     return [Fault(path=("export", "schemes"), value=wanted[0].value, text=text)]
 
 
-def _read_origin(path: Path | None) -> Origin:
-    if path is None:
-        text = files("ammd.pipeline").joinpath("quickstart.toml").read_text(encoding="utf-8")
-        return Origin(label="quickstart.toml", text=text, folder=Path.cwd())
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as exc:
-        raise RecipeError(f"cannot read recipe `{path}`: {exc.strerror}", path=str(path)) from exc
-    except UnicodeDecodeError as exc:
-        raise RecipeError(f"recipe `{path}` is not UTF-8 text", path=str(path)) from exc
-    return Origin(label=str(path), text=text, folder=path.resolve().parent)
-
-
-def _apply_overrides(
-    document: dict[str, Any], overrides: Sequence[str]
-) -> tuple[frozenset[tuple[str, ...]], list[Fault]]:
-    changed, faults = set(), []
-    for override in overrides:
-        dotted, equals, text = override.partition("=")
-        path = tuple(dotted.strip().split("."))
-        if not equals or not all(path):
-            faults.append(Fault(path=("--set",), value=override, text="should have the form `a.b=value`"))
-            continue
-        if blocked := _put(document, path, parse_value(text.strip())):
-            faults.append(Fault(path=path, value=text, text=f"`{blocked}` is a value, not a section"))
-            continue
-        # Resolved one at a time: the recipe's own paths are absolute already and stay as they are.
-        _resolve_paths(document, Path.cwd())
-        changed.add(path)
-    return frozenset(changed), faults
-
-
-def _put(document: dict[str, Any], path: tuple[str, ...], value: Any) -> str:
-    """Set a nested value; return the dotted name of a plain value that stands in the way, or ''."""
-    table = document
-    for depth, key in enumerate(path[:-1], start=1):
-        below = table.setdefault(key, {})
-        if not isinstance(below, dict):
-            return ".".join(path[:depth])
-        table = below
-    table[path[-1]] = copy.deepcopy(value)
-    return ""
-
-
-def _get(document: dict[str, Any], path: tuple[str, ...]) -> Any:
-    value: Any = document
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
-def _resolve_paths(document: dict[str, Any], folder: Path) -> None:
-    for path in (*SOURCES, *DATA_FILES):
-        value = _get(document, path)
-        if isinstance(value, str) and value and not value.startswith(("hub:", "pypi:", BUILTIN)):
-            _put(document, path, _absolute(value, folder))
-    for path in TEXTS:
-        if isinstance(texts := _get(document, path), list):
-            _put(
-                document, path, [_absolute(text, folder) if isinstance(text, str) else text for text in texts]
-            )
-
-
-def _absolute(path: str, folder: Path) -> str:
-    return str((folder / Path(path).expanduser()).resolve())
-
-
 def _hand_down_seed(document: dict[str, Any]) -> None:
     seed = document.get("seed")
     if not isinstance(seed, int) or seed < 0:
@@ -259,7 +175,7 @@ def _find_missing_files(document: dict[str, Any]) -> list[Fault]:
 
     faults = []
     for path in SOURCES:
-        value = _get(document, path)
+        value = get_value(document, path)
         try:
             if value == "":
                 faults.append(Fault(path=path, value=value, text="names no model"))
@@ -268,11 +184,11 @@ def _find_missing_files(document: dict[str, Any]) -> list[Fault]:
         except RecipeError as exc:
             faults.append(Fault(path=path, value=value, text=str(exc)))
     for path in DATA_FILES:
-        value = _get(document, path)
+        value = get_value(document, path)
         if isinstance(value, str) and not data_file(value, path).is_file():
             faults.append(Fault(path=path, value=value, text="there is no such file"))
     for path in TEXTS:
-        texts = _get(document, path)
+        texts = get_value(document, path)
         for text in texts if isinstance(texts, list) else ():
             if isinstance(text, str) and not Path(text).is_file():
                 faults.append(Fault(path=path, value=text, text="there is no such file"))

@@ -199,7 +199,7 @@ def bench_stage(monkeypatch, bench_document):
             joules=None,
         )
         monkeypatch.setattr("ammd.pipeline.alone.run_in_child", lambda *_args, **_options: outcome)
-        monkeypatch.setattr("ammd.pipeline.bench_output.describe_machine", lambda: document["machine"])
+        monkeypatch.setattr("ammd.pipeline.bench_files.describe_machine", lambda: document["machine"])
 
     return bench_stage
 

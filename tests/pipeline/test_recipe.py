@@ -9,7 +9,8 @@ from ammd.errors import RecipeError
 from ammd.export import optimum_exporter
 from ammd.export.settings import ExportSettings
 from ammd.pipeline.open_run import _localize
-from ammd.pipeline.recipe import BUILTIN, DATA_FILES, Recipe, data_file, load_recipe, load_section
+from ammd.pipeline.recipe import Recipe, load_recipe, load_section
+from ammd.pipeline.recipe_document import BUILTIN, DATA_FILES, data_file
 from ammd.pipeline.toml_text import find_line, parse_value, write_toml
 
 

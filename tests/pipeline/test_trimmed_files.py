@@ -8,7 +8,7 @@ import pytest
 
 from ammd.export.schemes import Scheme
 from ammd.export.settings import ExportSettings
-from ammd.pipeline.recipe import BUILTIN, data_file
+from ammd.pipeline.recipe_document import BUILTIN, data_file
 from ammd.runtime.artifact_ref import ArtifactRef
 from ammd.runtime.settings import VerifySettings
 

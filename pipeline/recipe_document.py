@@ -1,0 +1,158 @@
+"""A recipe before it is checked: the TOML that a file holds, what `--set` changes in it, and its paths made absolute.
+
+Paths in a recipe are relative to the recipe's own folder, those in `--set` to the current one, so that a
+recipe can be moved with its data and a shell's completion works. `builtin:quickstart` names the prompt files
+that ship with the package.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ammd.errors import RecipeError
+
+from .faults import Fault
+from .toml_text import parse_value
+
+BUILTIN = "builtin:quickstart"
+# Keys that name a model, and keys that name a data file with its name inside the package.
+SOURCES: tuple[tuple[str, ...], ...] = (("prepare", "teacher"), ("prepare", "student", "source"))
+DATA_FILES: Mapping[tuple[str, ...], str] = {
+    ("prepare", "prompts"): "quickstart_train.jsonl",
+    ("prepare", "heldout"): "quickstart_heldout.jsonl",
+}
+TEXTS = (("prepare", "vocabulary", "texts"), ("export", "imatrix", "texts"))  # keys with lists of data files
+
+# Settings to change: `a.b=value` with a TOML value, as `--set` takes it, or values of Python by dotted key.
+Changes = Sequence[str] | Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A recipe's document with the changes asked for."""
+
+    label: str  # what messages call it
+    text: str  # as written
+    document: dict[str, Any]
+    changed: frozenset[tuple[str, ...]]  # paths that are not as written
+    faults: tuple[Fault, ...]  # of the changes
+
+
+def read_draft(path: Path | None, changes: Changes) -> Draft:
+    """Read a recipe and apply changes; None reads the packaged quickstart.
+
+    Raises:
+        RecipeError: The file is not there, or not TOML.
+    """
+    label, text, folder = _read_text(path)
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise RecipeError(f"`{label}` is not TOML: {exc}", path=label) from exc
+    _resolve_paths(document, folder)
+    changed, faults = apply_changes(document, changes)
+    return Draft(label=label, text=text, document=document, changed=changed, faults=tuple(faults))
+
+
+def apply_changes(
+    document: dict[str, Any], changes: Changes
+) -> tuple[frozenset[tuple[str, ...]], list[Fault]]:
+    """Change a document in place; return the paths that were changed and what is wrong with the changes."""
+    changed, faults = set(), []
+    for text, key, value in _parse(changes):
+        path = tuple(part.strip() for part in key.split("."))
+        if (text and "=" not in text) or not all(path):
+            faults.append(Fault(path=("--set",), value=text or key, text="should have the form `a.b=value`"))
+            continue
+        if blocked := put_value(document, path, value):
+            faults.append(Fault(path=path, value=value, text=f"`{blocked}` is a value, not a section"))
+            continue
+        # Resolved one at a time: the recipe's own paths are absolute already and stay as they are.
+        _resolve_paths(document, Path.cwd())
+        changed.add(path)
+    return frozenset(changed), faults
+
+
+def get_value(document: Mapping[str, Any], path: Iterable[str]) -> Any:
+    """Return a nested value, None where there is none."""
+    value: Any = document
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def put_value(document: dict[str, Any], path: tuple[str, ...], value: Any) -> str:
+    """Set a nested value; return the dotted name of a plain value that stands in the way, or ''."""
+    table = document
+    for depth, key in enumerate(path[:-1], start=1):
+        below = table.setdefault(key, {})
+        if not isinstance(below, dict):
+            return ".".join(path[:depth])
+        table = below
+    table[path[-1]] = copy.deepcopy(value)
+    return ""
+
+
+def data_file(name: str, key: tuple[str, ...]) -> Path:
+    """Return the path of the data file that a recipe's `key` names, packaged ones included."""
+    if name == BUILTIN:
+        return Path(str(files("ammd.pipeline").joinpath(DATA_FILES[key])))
+    return Path(name)
+
+
+def _parse(changes: Changes) -> Iterator[tuple[str, str, Any]]:
+    """Yield the text of each change as given, its key and its value."""
+    if isinstance(changes, Mapping):
+        yield from (("", key, _as_toml(value)) for key, value in changes.items())
+        return
+    for text in changes:
+        key, _, value = text.partition("=")
+        yield text, key, parse_value(value.strip())
+
+
+def _as_toml(value: object) -> Any:
+    """Return a value of Python as TOML would have it: paths as text, tuples as lists."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): _as_toml(item) for key, item in value.items()}
+    return [_as_toml(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _read_text(path: Path | None) -> tuple[str, str, Path]:
+    """Return what messages call a recipe, its text, and the folder at which relative paths start."""
+    if path is None:
+        text = files("ammd.pipeline").joinpath("quickstart.toml").read_text(encoding="utf-8")
+        return "quickstart.toml", text, Path.cwd()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as exc:
+        raise RecipeError(f"cannot read recipe `{path}`: {exc.strerror}", path=str(path)) from exc
+    except UnicodeDecodeError as exc:
+        raise RecipeError(f"recipe `{path}` is not UTF-8 text", path=str(path)) from exc
+    return str(path), text, path.resolve().parent
+
+
+def _resolve_paths(document: dict[str, Any], folder: Path) -> None:
+    for path in (*SOURCES, *DATA_FILES):
+        if (value := get_value(document, path)) is not None:
+            put_value(document, path, _resolve(value, folder))
+    for path in TEXTS:
+        if isinstance(texts := get_value(document, path), list):
+            put_value(document, path, [_resolve(text, folder) for text in texts])
+
+
+def _resolve(value: Any, folder: Path) -> Any:
+    """Return a path, or the paths in a list of them, as absolute ones; other names and values as they are."""
+    if isinstance(value, list):
+        return [_resolve(item, folder) for item in value]
+    if not isinstance(value, str) or not value or value.startswith(("hub:", "pypi:", BUILTIN)):
+        return value
+    return str((folder / Path(value).expanduser()).resolve())
