@@ -10,6 +10,7 @@ import click
 
 from ammd.errors import INTERRUPTED
 
+from .cli_compare import compare
 from .cli_options import emit, examples, json_option, runs_option, screen_options, set_option
 
 _RECIPE = click.argument("recipe", required=False, type=click.Path(path_type=Path))
@@ -105,26 +106,6 @@ def report(run: str, runs_dir: Path, as_json: bool) -> None:
     summary = rebuild_report(find_run(run, runs_dir=runs_dir))
     emit(summary, lambda: run_tables(summary), as_json=as_json)
     _say_where(summary)
-
-
-@click.command(
-    epilog=examples("ammd compare 3f9a 77c0", "ammd compare quickstart/3f9a01c2 runs/mine/77c0aa12 --json")
-)
-@click.argument("first")
-@click.argument("second")
-@runs_option
-@json_option
-def compare(first: str, second: str, runs_dir: Path, as_json: bool) -> None:
-    """Show two runs side by side.
-
-    Quality, size and speed of each model, the better number in bold. FIRST and SECOND are run folders,
-    NAME/ID, or the beginning of an ID.
-    """
-    from .runs import find_run, read_summary
-    from .table import compare_runs, compare_table
-
-    pair = [read_summary(find_run(text, runs_dir=runs_dir)) for text in (first, second)]
-    emit(compare_runs(*pair), lambda: [compare_table(*pair)], as_json=as_json)
 
 
 @click.command(epilog=examples("ammd doctor", "ammd doctor --json"))

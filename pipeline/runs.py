@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ammd.artifact import MANIFEST_NAME, load_manifest
-from ammd.errors import ArtifactError
+from ammd.errors import ArtifactError, RecipeError
 
 from .cache import Done
 from .open_run import RECIPE_NAME, SUMMARY_NAME
@@ -17,10 +18,14 @@ from .run_log import LOG_NAME
 from .stages import STAGES
 
 LIST_SCHEMA = "ammd.runs/1"
+REFERENCES = "refs"  # folder below the runs folder: names that stand for runs
+_REFERENCE = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 def find_run(text: str, *, runs_dir: Path) -> Path:
-    """Return the folder of the run that `text` names: a folder, `name/id`, an id's beginning, or a name.
+    """Return the folder of the run that `text` names.
+
+    That is a folder, `name/id`, a reference that `set_reference` made, an id's beginning, or a recipe's name.
 
     Raises:
         ArtifactError: There is none, or more than one.
@@ -28,6 +33,8 @@ def find_run(text: str, *, runs_dir: Path) -> Path:
     for candidate in (Path(text), runs_dir / text):
         if (candidate / RECIPE_NAME).is_file():
             return candidate
+    if found := _referred(text, runs_dir=runs_dir):
+        return found
     matches = [
         folder for folder in _folders(runs_dir) if folder.name.startswith(text) or folder.parent.name == text
     ]
@@ -53,6 +60,61 @@ def newest_run(runs_dir: Path) -> Path:
             f"no run in `{runs_dir}` has a log", hint="`ammd run` writes one", path=str(runs_dir)
         )
     return max(logs, key=lambda path: path.stat().st_mtime).parent
+
+
+def set_reference(name: str, folder: Path, *, runs_dir: Path) -> Path:
+    """Let `name` stand for a finished run from now on, in `find_run`; return the file that says so.
+
+    Raises:
+        RecipeError: That cannot be a name.
+        ArtifactError: The run is not finished.
+    """
+    if not re.fullmatch(_REFERENCE, name):
+        raise RecipeError(
+            f"`{name}` cannot stand for a run",
+            hint="letters, digits, `.`, `_` and `-`, a letter or digit first",
+        )
+    read_summary(folder)
+    inside = folder.resolve().is_relative_to(runs_dir.resolve())
+    target = folder.resolve().relative_to(runs_dir.resolve()) if inside else folder.resolve()
+    path = runs_dir / REFERENCES / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{name}.tmp")
+    temporary.write_text(f"{target.as_posix()}\n", encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def newest_finished(runs_dir: Path, *, but: Path) -> Path:
+    """Return the run below `runs_dir` that was finished last, leaving out `but`.
+
+    Raises:
+        ArtifactError: There is no other.
+    """
+    finished = [folder for folder in _folders(runs_dir) if (folder / SUMMARY_NAME).is_file()]
+    others = [folder for folder in finished if folder.resolve() != but.resolve()]
+    if not others:
+        raise ArtifactError(
+            f"there is no finished run in `{runs_dir}` besides `{but.parent.name}/{but.name}`",
+            hint="`ammd run` makes one",
+            path=str(runs_dir),
+        )
+    return max(others, key=lambda folder: (folder / SUMMARY_NAME).stat().st_mtime)
+
+
+def _referred(text: str, *, runs_dir: Path) -> Path | None:
+    path = runs_dir / REFERENCES / text
+    if not re.fullmatch(_REFERENCE, text) or not path.is_file():
+        return None
+    named = path.read_text(encoding="utf-8", errors="replace").strip()
+    folder = runs_dir / named
+    if not (folder / RECIPE_NAME).is_file():
+        raise ArtifactError(
+            f"`{text}` stands for the run `{named}`, which is not there any more",
+            hint=f"`ammd compare --set-baseline {text} RUN` names another",
+            path=str(path),
+        )
+    return folder
 
 
 def read_run(folder: Path) -> tuple[Recipe, dict[str, Done]]:

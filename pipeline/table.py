@@ -1,4 +1,4 @@
-"""Tables on the screen: models of a run, its stages, two runs side by side, and the list of runs."""
+"""Tables on the screen: models of a run, its stages, and the list of runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .bench_cells import FAILED, BenchCell
 from .budget import missed_cells, show_value, title_of
-from .columns import Better, Column, show, used_columns, value_of
+from .columns import Column, show, used_columns, value_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,7 +28,6 @@ INSTRUCTIONS = {
     "avx512_vnni": "vnni",
     "amx_int8": "amx",
 }
-COMPARE_SCHEMA = "ammd.compare/1"
 
 
 def model_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -53,7 +52,7 @@ def models_table(
 ) -> Table:
     """Return one line for each model, one column for each number that any of them has; `missed` ones stand out."""
     columns = used_columns(rows)
-    table = build_table(title, "model", [_heading(column) for column in columns])
+    table = build_table(title, "model", [heading(column) for column in columns])
     for row in rows:
         texts = [show(value_of(row, column), column) for column in columns]
         marked = [
@@ -92,40 +91,6 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
     if summary["stages"]:
         table.add_section()
         table.add_row("all", f"{summary['seconds']:.1f}", f"{summary['peak_rss_bytes'] / 2**20:,.0f}", "")
-    return table
-
-
-def compare_runs(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document with each number of each model that either run has: first, second, ratio."""
-    rows = []
-    by_name = [{row["name"]: row for row in model_rows(summary)} for summary in (first, second)]
-    names = list(dict.fromkeys([*by_name[0], *by_name[1]]))
-    for name in names:
-        pair = [side.get(name, {}) for side in by_name]
-        for column in used_columns(pair):
-            old, new = (value_of(row, column) for row in pair)
-            rows.append(
-                {
-                    "model": name,
-                    "metric": column.key,
-                    "first": old,
-                    "second": new,
-                    "ratio": new / old if old and new is not None else None,
-                    "better": column.better.value,
-                }
-            )
-    return {"schema": COMPARE_SCHEMA, "first": first["run"], "second": second["run"], "rows": rows}
-
-
-def compare_table(first: Mapping[str, Any], second: Mapping[str, Any]) -> Table:
-    """Return both runs' numbers for each model, `first → second`, the better one of the two marked."""
-    columns = used_columns([*model_rows(first), *model_rows(second)])
-    title = f"{first['run']} → {second['run']}"
-    table = build_table(title, "model", [_heading(column) for column in columns])
-    by_name = [{row["name"]: row for row in model_rows(summary)} for summary in (first, second)]
-    for name in dict.fromkeys([*by_name[0], *by_name[1]]):
-        pair = [side.get(name, {}) for side in by_name]
-        table.add_row(name, *(_change(pair, column) for column in columns))
     return table
 
 
@@ -244,7 +209,6 @@ def gate_table(gate: Mapping[str, Any]) -> Table:
     title = f"against the baseline, {gate['max_regression']:.1%} worse is allowed"
     headings = ["threads", "what", "baseline", "now", "ratio", "95 % interval", "verdict"]
     table = build_table(title, "model", headings)
-    styles = {"fine": "green", "undecided": "yellow", "regression": "bold red"}
     for row in gate["rows"]:
         interval = "–" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
         table.add_row(
@@ -255,9 +219,15 @@ def gate_table(gate: Mapping[str, Any]) -> Table:
             _plain(row["current"]),
             f"{row['ratio']:.3f}",
             interval,
-            f"[{styles[row['verdict']]}]{row['verdict']}[/]",
+            styled_verdict(row["verdict"]),
         )
     return table
+
+
+def styled_verdict(verdict: str | None) -> str:
+    """Return a verdict in its colour; nothing where there is none."""
+    styles = {"fine": "green", "undecided": "yellow", "regression": "bold red"}
+    return f"[{styles[verdict]}]{verdict}[/]" if verdict else ""
 
 
 def profile_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -276,17 +246,8 @@ def _plain(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else escape(str(value))
 
 
-def _change(pair: Sequence[Mapping[str, Any]], column: Column) -> str:
-    old, new = (value_of(row, column) for row in pair)
-    texts = [show(old, column), show(new, column)]
-    if old is not None and new is not None and texts[0] != texts[1]:
-        first_wins = (old < new) == (column.better is Better.LOWER)
-        winner = 0 if first_wins else 1
-        texts[winner] = f"[bold]{texts[winner]}[/bold]"
-    return " → ".join(texts)
-
-
-def _heading(column: Column) -> str:
+def heading(column: Column) -> str:
+    """Return a column's title over its unit."""
     return f"{column.title}\n{column.unit}" if column.unit else column.title
 
 

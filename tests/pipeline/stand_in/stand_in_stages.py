@@ -155,8 +155,17 @@ def _verify(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
 
 def _evaluate(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
     names = [row["name"] for row in inputs["models"]]
-    answers = {"prompt": "What <b>is</b> it?", "answers": {name: f"It is <i>{name}</i>." for name in names}}
+    answers = {
+        "prompt": "What <b>is</b> it?",
+        "teacher_text": "It.",
+        "answers": {name: f"It is <i>{name}</i>." for name in names},
+    }
     (folder / "answers.jsonl").write_text(json.dumps(answers) + "\n", encoding="utf-8")
+    scores = [
+        {"model": name, "prompt": 0, "rouge_l": 0.4, "nll_under_teacher_nats": 1.5, "response_tokens": 4}
+        for name in names
+    ]
+    (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scores), encoding="utf-8")
     quality = {"kl_to_teacher_nats": 0.5, "rouge_l": 0.4, "repetition": 0.0, "nll_under_teacher_nats": 1.5}
     return {"quality": dict.fromkeys(names, quality)}
 
