@@ -103,15 +103,22 @@ def check_free_disk(folder: Path, *, need_bytes: int, purpose: str) -> None:
 
 def available_memory_bytes() -> int:
     """Return how much memory this process and its children may still take: free, and within the cgroup."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
+    free = _free_memory_bytes()
     try:
         limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
         used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
     except (OSError, ValueError):
         return free
     return free if limit == "max" else max(0, min(free, int(limit) - used))
+
+
+def _free_memory_bytes() -> int:
+    try:
+        import psutil
+    except ImportError:  # a device has what its engine needs, and Linux
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        return int(text.partition("MemAvailable:")[2].split()[0]) * 1024
+    return int(psutil.virtual_memory().available)
 
 
 def total_memory_bytes() -> int:

@@ -67,7 +67,7 @@ def _cells(name: str, record: Mapping[str, Any]) -> Iterator[BenchCell]:
             threads=row["threads"],
             processes=row["processes"],
             replaced=len(row["replaced"]),
-            passes=sum(len(one["ttft_s"]) for one in row.get("samples", ())),
+            passes=sum(len(one["decode_tokens_per_s"]) for one in row.get("samples", ())),
             warmup_passes=sum(row.get("warmup_passes", ())),
             state=FAILED if failure else row["validity"],
             why="; ".join(row["validity_reasons"]),

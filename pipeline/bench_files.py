@@ -1,4 +1,4 @@
-"""A benchmark of files on this machine: measured, with what is proven of them, held against a baseline."""
+"""A benchmark of files: measured here, with what is proven of them, held against a baseline."""
 
 from __future__ import annotations
 
@@ -71,12 +71,26 @@ def bench_files(
         EngineError: Nothing could be measured.
     """
     artifacts = named(files, engine=engine)
-    known = _load_baseline(baseline, settings) if baseline else None
-    proofs = find_proofs(files)
+    known = load_baseline(baseline, settings) if baseline else None
     document = measure("bench", settings=settings, inputs={"artifacts": artifacts})
+    return judge(document, files, baseline=known, max_regression=max_regression)
+
+
+def judge(
+    document: dict[str, Any], files: Sequence[Path], *, baseline: BenchDocument | None, max_regression: float
+) -> Judged:
+    """Return a benchmark of `files` with what is proven of them, held against a baseline.
+
+    Args:
+        document: Of `ammd bench`; proofs and the comparison are added to it.
+        files: Models on disk.
+        baseline: Of the same place and protocol.
+        max_regression: How much worse is allowed, as a fraction.
+    """
+    proofs = find_proofs(files)
     name_proofs(document["bench"].values(), proofs)
     current = parse_document(document, label="ammd bench")
-    gate, refusal = _compared(known, current, max_regression=max_regression)
+    gate, refusal = _compared(baseline, current, max_regression=max_regression)
     if gate:
         document["gate"] = gate.as_json()
     return Judged(
@@ -89,9 +103,27 @@ def bench_files(
     )
 
 
-def _load_baseline(path: Path, settings: BenchSettings) -> BenchDocument:
+def load_baseline(
+    path: Path,
+    settings: BenchSettings,
+    *,
+    machine: Mapping[str, Any] | None = None,
+    device: Mapping[str, Any] | None = None,
+) -> BenchDocument:
+    """Return a baseline with which a benchmark under `settings` can be compared.
+
+    Args:
+        path: What an earlier `ammd bench --json` printed.
+        settings: Of the benchmark to come.
+        machine: Where it will run; None for this machine.
+        device: That machine as a device; None for this one.
+
+    Raises:
+        ArtifactError: It is no document of `ammd bench --json`.
+        NotComparableError: It was measured elsewhere or otherwise, or either side has too few processes.
+    """
     baseline = read_document(path)
-    check_plan(baseline, settings, machine=describe_machine())
+    check_plan(baseline, settings, machine=machine or describe_machine(), device=device)
     return baseline
 
 

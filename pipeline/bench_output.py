@@ -27,7 +27,9 @@ def report(judged: Judged, *, form: str) -> None:
         click.echo(FORMATS[form](bench_rows(judged.current, proofs=judged.proofs)), nl=False)
     else:
         cells = judged.cells
-        tables = (*bench_tables(judged.document["bench"]), *([cells_table(cells)] if cells else []))
+        where = judged.document["device"]["name"] if "device" in judged.document else ""
+        tables = bench_tables(judged.document["bench"], where=where)
+        tables += [cells_table(cells)] if cells else []
         emit(judged.document, lambda: tables, as_json=form == "json")
     if judged.gate and not any(cell.state == FAILED for cell in judged.cells):
         _print_gate(judged.gate, to_stderr=form != "table")

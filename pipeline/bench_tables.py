@@ -89,12 +89,13 @@ def bench_blocks(bench: Mapping[str, Mapping[str, Any] | None]) -> tuple[Block, 
     return tuple(blocks) if rows else ()
 
 
-def bench_tables(bench: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """Return them for the screen, with notes about what could not be measured."""
+def bench_tables(bench: Mapping[str, Mapping[str, Any]], *, where: str = "") -> list[Table]:
+    """Return them for the screen, with notes about what could not be measured; `where` is a device's name."""
     tables = []
     for block in bench_blocks(bench):
         headings = [f"{word}\n{unit}" if unit else word for word, unit in block.headings]
-        table = build_table(block.title, "model", headings)
+        title = f"{block.title}, on {where}" if where else block.title
+        table = build_table(title, "model", headings)
         for row in block.rows:
             table.add_row(*map(escape, row))
         tables.append(table)

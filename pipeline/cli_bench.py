@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -17,12 +18,8 @@ from .cli_options import (
 )
 
 _PATH = click.Path(path_type=Path)
-_EXCLUDING = (
-    ("profile", "baseline"),
-    ("device", "baseline"),
-    ("device", "engine"),
-    ("device", "profile"),
-)
+_EXCLUDING = (("profile", "baseline"), ("device", "profile"))
+_NEEDING = (("max_regression", "baseline"), ("anchor", "profile"), ("python", "device"))
 
 
 def _print_profiles(ctx: click.Context, _parameter: click.Parameter, name: str | None) -> str | None:
@@ -38,7 +35,7 @@ def _print_profiles(ctx: click.Context, _parameter: click.Parameter, name: str |
 @click.command(
     epilog=examples(
         "ammd bench student-q8_0.gguf onnx-int4 --baseline baseline.json --max-regression 5%",
-        "ammd bench student-q4_0.gguf --device adb:ZY22ABCDEF --json",
+        "ammd bench student-q4_0.gguf onnx-int4 --device ssh:pi@raspberrypi --format csv",
     )
 )
 @click.argument("files", nargs=-1, required=True, type=_PATH)
@@ -68,7 +65,9 @@ def _print_profiles(ctx: click.Context, _parameter: click.Parameter, name: str |
 @set_option
 @json_option
 @screen_options
+@click.pass_context
 def bench(
+    context: click.Context,
     files: tuple[Path, ...],
     form: str | None,
     baseline: Path | None,
@@ -76,6 +75,7 @@ def bench(
     profile: str | None,
     anchor: str | None,
     device: str | None,
+    python: str | None,
     max_celsius: float,
     cool_down: int,
     engine: str | None,
@@ -89,19 +89,10 @@ def bench(
     the keys of a recipe's [bench] section. The exit code is 6 where a file could not be measured; the others are.
     With `--baseline`, each number gets a verdict, and the exit code is 7 where the whole 95 % interval of a ratio is
     worse than allowed, 6 where the two cannot be compared. With `--device`, llama.cpp's `llama-bench` measures GGUF
-    files on a phone, a board or another host.
+    files on a phone, a board or another host, and the Python that is there ONNX folders, and what `--engine` names.
     """
     asked = "json" if as_json else form or "table"
-    _check_options(
-        as_json=as_json,
-        form=form,
-        baseline=baseline,
-        max_regression=max_regression,
-        profile=profile,
-        anchor=anchor,
-        device=device,
-        engine=engine,
-    )
+    _check_options(context.params)
     from ammd.runtime.settings import BenchSettings
 
     from .alone import named
@@ -110,13 +101,6 @@ def bench(
     from .recipe import load_section
 
     settings = load_section(BenchSettings, overrides)
-    if device is not None:
-        from .on_device import bench_on_device
-
-        paths = {str(one["name"]): Path(str(one["path"])) for one in named(files)}
-        heat = (max_celsius, cool_down)
-        bench_on_device(paths, settings, device=device, heat=heat, as_json=asked == "json")
-        return
     if profile is not None:
         from .profile_output import run_profile
 
@@ -124,32 +108,41 @@ def bench(
         return
     if settings.profiles:
         raise click.UsageError("`profiles` is for recipes; `--profile NAME` does the same here")
-    judged = bench_files(
-        files,
-        settings=settings,
-        engine=engine,
-        baseline=baseline,
-        max_regression=MAX_REGRESSION if max_regression is None else max_regression,
-    )
+    allowed = MAX_REGRESSION if max_regression is None else max_regression
+    if device is not None:
+        from .on_device import bench_on_device
+
+        judged = bench_on_device(
+            files,
+            settings,
+            device=device,
+            engine=engine,
+            python=python,
+            heat=(max_celsius, cool_down),
+            baseline=baseline,
+            max_regression=allowed,
+        )
+    else:
+        judged = bench_files(
+            files, settings=settings, engine=engine, baseline=baseline, max_regression=allowed
+        )
     report(judged, form=asked)
 
 
-def _check_options(*, as_json: bool, form: str | None, **given: object) -> None:
+def _check_options(given: Mapping[str, object]) -> None:
     """Check that options which say where and against what to measure fit together.
 
     Raises:
         UsageError: Two exclude each other, or one needs another.
     """
-    if as_json and form not in (None, "json"):
-        raise click.UsageError(f"`--json` and `--format {form}` exclude each other")
-    for name, needed in (("max_regression", "baseline"), ("anchor", "profile")):
+    if given["as_json"] and given["form"] not in (None, "json"):
+        raise click.UsageError(f"`--json` and `--format {given['form']}` exclude each other")
+    for name, needed in _NEEDING:
         if given[name] is not None and not given[needed]:
             raise click.UsageError(f"`{_option(name)}` needs `{_option(needed)}`")
     for name, other in _EXCLUDING:
         if given[name] and given[other]:
             raise click.UsageError(f"`{_option(name)}` and `{_option(other)}` exclude each other")
-    if given["device"] and form not in (None, "table", "json"):
-        raise click.UsageError("`--device` and `--format` exclude each other")
 
 
 def _option(name: str) -> str:

@@ -97,6 +97,11 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Warmest battery with which a process may begin on a device; Android must not throttle either.",
         ),
         click.option(
+            "--python",
+            metavar="COMMAND",
+            help="The device's Python, for ONNX folders and `--engine`.  [default: python3]",
+        ),
+        click.option(
             "--device",
             metavar="TARGET",
             help="Measure there: `adb:SERIAL`, `ssh:USER@HOST[:PORT]` or `local`.  [default: here, in ammd's engines]",

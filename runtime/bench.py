@@ -22,18 +22,18 @@ from typing import TYPE_CHECKING, Any
 
 from ammd.artifact import write_json
 from ammd.errors import EngineError
-from ammd.machine import available_cores, describe_machine, physical_cores
+from ammd.machine import describe_machine
 
 from .architecture import read_architecture
 from .artifact_ref import ArtifactRef, EngineKind
 from .bootstrap import median_interval, next_interval
 from .ceiling import ceiling_of
-from .child import call
 from .file_facts import describe_file
+from .host import Call, Here, Host
 from .load_times import measure_loads
 from .memory_split import MEMORY_FIELDS
 from .profile_document import measure_profile
-from .rounds import Cell, Course, Process, measure_cells
+from .rounds import Cell, Course, Process, decode_seconds, measure_cells
 from .settings import BenchSettings
 from .thread_choice import best_row, describe_best, thread_counts
 from .validity import Validity, rule_as_json
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ammd.runtime")
 _SEED = 0  # of the intervals
 _PERCENTILES = (50, 90, 95, 99)
+_LLAMA_BENCH_ONLY = ("llama_bench", "memory_samples")  # what its processes alone tell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,18 +81,27 @@ def _on_profiles(artifacts: Sequence[ArtifactRef], settings: BenchSettings) -> d
     }
 
 
-def measure_artifacts(artifacts: Sequence[ArtifactRef], settings: BenchSettings) -> dict[str, Any]:
+def measure_artifacts(
+    artifacts: Sequence[ArtifactRef], settings: BenchSettings, host: Host | None = None
+) -> dict[str, Any]:
     """Return a record for each model.
 
     A model that cannot be loaded or run, or whose process is killed, has rows that tell so.
 
+    Args:
+        artifacts: The models, on this machine.
+        settings: How they are measured.
+        host: Where; here where none is named.
+
     Raises:
         ArtifactError: A model is missing.
-        EngineError: An engine cannot run what it is to.
+        EngineError: An engine cannot run what it is to, or the host cannot be reached.
     """
+    host = host or Here()
     for artifact in artifacts:
         _ = artifact.kind  # a missing one, or one that the engine cannot run, is reported before any work
-    counts = thread_counts(settings.threads, available=available_cores(), physical=physical_cores())
+    available, physical = host.cores()
+    counts = thread_counts(settings.threads, available=available, physical=physical)
     prompts = tuple(dict.fromkeys(depth or settings.prompt_tokens for depth in settings.depths))
     cells = [
         Cell(artifact=artifact, engine=artifact.kind.value, threads=threads, prompt_tokens=prompt)
@@ -99,15 +109,15 @@ def measure_artifacts(artifacts: Sequence[ArtifactRef], settings: BenchSettings)
         for prompt in prompts
         for threads in counts
     ]
-    bandwidths = _bandwidths(counts) if settings.bandwidth else {}
+    bandwidths = _bandwidths(counts, host.call) if settings.bandwidth and host.call else {}
     courses = measure_cells(
-        cells, settings, measure=lambda cell: call("bench_child:measure", _ask(cell, settings))
+        cells, settings, measure=lambda cell: host.measure(_ask(cell, settings, host)), host=host
     )
     bench: dict[str, Any] = {}
     for artifact in artifacts:
         own = [pair for pair in zip(cells, courses, strict=True) if pair[0].artifact is artifact]
         rows = [build_row(cell, course, _at(settings, cell)) for cell, course in own]
-        loads = _loads(own[len(counts) - 1][0], rows, settings)
+        loads = _loads(own[len(counts) - 1][0], rows, settings, host)
         architecture = read_architecture(artifact.path)
         for row in rows:
             bandwidth = bandwidths.get(row["threads"])
@@ -123,9 +133,9 @@ def measure_artifacts(artifacts: Sequence[ArtifactRef], settings: BenchSettings)
     return bench
 
 
-def _ask(cell: Cell, settings: BenchSettings) -> dict[str, Any]:
+def _ask(cell: Cell, settings: BenchSettings, host: Host) -> dict[str, Any]:
     """Return a child's request."""
-    asked = {"path": str(cell.artifact.path), "engine": cell.engine, "threads": cell.threads}
+    asked = {"path": host.place(cell.artifact.path), "engine": cell.engine, "threads": cell.threads}
     return _at(settings, cell).model_dump() | asked
 
 
@@ -133,7 +143,7 @@ def _at(settings: BenchSettings, cell: Cell) -> BenchSettings:
     return settings.model_copy(update={"prompt_tokens": cell.prompt_tokens})
 
 
-def _bandwidths(counts: Sequence[int]) -> dict[int, float]:
+def _bandwidths(counts: Sequence[int], call: Call) -> dict[int, float]:
     """Return how fast memory is read with each count of threads; nothing if it cannot be measured."""
     try:
         rates = call("bandwidth:measure", {"threads": list(counts)})["bytes_per_s"]
@@ -143,15 +153,18 @@ def _bandwidths(counts: Sequence[int]) -> dict[int, float]:
     return dict(zip(counts, rates, strict=True))
 
 
-def _loads(cell: Cell, rows: Sequence[Mapping[str, Any]], settings: BenchSettings) -> dict[str, Any]:
+def _loads(
+    cell: Cell, rows: Sequence[Mapping[str, Any]], settings: BenchSettings, host: Host
+) -> dict[str, Any]:
     """Open a model cold and warm, in processes of their own; not one that could not be run."""
-    if not settings.cold_loads or any("failure" in row for row in rows):
+    call = host.call
+    if call is None or not settings.cold_loads or any("failure" in row for row in rows):
         return {}
-    request = _ask(cell, settings)
+    request = _ask(cell, settings, host)
     try:
         return measure_loads(
-            cell.artifact.path,
             pairs=settings.cold_loads,
+            drop=lambda: host.drop_from_cache(cell.artifact.path),
             open_once=lambda: call("load_child:measure", request),
         )
     except EngineError as error:
@@ -178,12 +191,21 @@ def build_row(cell: Cell, course: Course, settings: BenchSettings) -> dict[str, 
         "validity": judgement.validity.value,
         "validity_reasons": list(judgement.reasons),
         "stopped_by": course.stopped_by.value if course.stopped_by else None,
+        **(_passes(measured, settings) if "discarded" in measured[0] else {}),
+        "noise": [one.noise for one in counted],
+        "replaced": [_kept(one, settings) for one in course.replaced],
+        **({"states": [one.states for one in counted]} if counted[0].states else {}),
+        **{name: [one[name] for one in measured] for name in _LLAMA_BENCH_ONLY if name in measured[0]},
+    }
+
+
+def _passes(measured: Sequence[Mapping[str, Any]], settings: BenchSettings) -> dict[str, Any]:
+    """Return how each process came to its passes."""
+    return {
         "passes_stopped_by": [one["stopped_by"] for one in measured],
         "warmup_passes": [len(one["discarded"]["ttft_s"]) for one in measured],
         "warmed_up_by": [one["warmed_up_by"] for one in measured],
         "discarded": [_rates(one["discarded"], settings) for one in measured],
-        "noise": [one.noise for one in counted],
-        "replaced": [_kept(one, settings) for one in course.replaced],
     }
 
 
@@ -200,13 +222,14 @@ def _kept(process: Process, settings: BenchSettings) -> dict[str, Any]:
 def summarize(
     processes: Sequence[Mapping[str, Any]], settings: BenchSettings, *, threads: int
 ) -> dict[str, Any]:
-    """Return one flat row from the raw times of one cell's children."""
+    """Return one flat row from the raw times of one cell's children; None of what they do not time."""
     import numpy as np
 
     generator = np.random.default_rng(_SEED)
     samples = [_rates(one, settings) for one in processes]
-    tokens = sorted(seconds for one in processes for run in one["token_s"] for seconds in run)
+    tokens = sorted(seconds for one in processes for run in one["token_s"] or () for seconds in run)
     first = processes[0]
+    loads = [one["load_s"] for one in processes if one["load_s"] is not None]
     return {
         "engine": first["engine"],
         "measured_at": first["measured_at"],
@@ -216,11 +239,13 @@ def summarize(
         "processes": len(processes),
         "repetitions": settings.repetitions,
         "warmup": settings.warmup,
-        "load_s": statistics.median(one["load_s"] for one in processes),
+        "load_s": statistics.median(loads) if loads else None,
         **spread("ttft_s", samples, generator=generator),
         **spread("prefill_tokens_per_s", samples, generator=generator),
         **spread("decode_tokens_per_s", samples, generator=generator),
-        **{f"token_p{percent}_s": percentile(tokens, percent) for percent in _PERCENTILES},
+        **{
+            f"token_p{percent}_s": percentile(tokens, percent) if tokens else None for percent in _PERCENTILES
+        },
         "cpu_s_per_token": _per_token(processes, "decode_cpu_s", settings),
         "joules_per_token": _per_token(processes, "decode_joules", settings),
         **{name: _typical(processes, name) for name in (*MEMORY_FIELDS, "idle_rss_bytes")},
@@ -229,11 +254,18 @@ def summarize(
     }
 
 
-def _rates(process: Mapping[str, Any], settings: BenchSettings) -> dict[str, list[float]]:
+def _rates(process: Mapping[str, Any], settings: BenchSettings) -> dict[str, list[float] | None]:
+    counts = (
+        itertools.repeat(settings.decode_tokens)
+        if process["token_s"] is None
+        else map(len, process["token_s"])
+    )
     return {
         "ttft_s": process["ttft_s"],
         "prefill_tokens_per_s": [settings.prompt_tokens / seconds for seconds in process["prefill_s"]],
-        "decode_tokens_per_s": [len(one) / sum(one) for one in process["token_s"]],
+        "decode_tokens_per_s": [
+            count / seconds for count, seconds in zip(counts, decode_seconds(process), strict=False)
+        ],
     }
 
 
@@ -244,19 +276,26 @@ def _per_token(processes: Sequence[Mapping[str, Any]], name: str, settings: Benc
 
 
 def _typical(processes: Sequence[Mapping[str, Any]], name: str) -> int | None:
-    """Return the median of a number of bytes that a process may not know; of two, the smaller."""
+    """Return the median of a number of bytes that a process may not know; of two, the smaller.
+
+    Where an agent looked at it from outside, the highest: it may miss the peak, and never sees too much.
+    """
     known = [value for process in processes if (value := process.get(name)) is not None]
-    return statistics.median_low(known) if known else None
+    typical = max if "memory_samples" in processes[0] else statistics.median_low
+    return typical(known) if known else None
 
 
 def spread(
-    name: str, samples: Sequence[Mapping[str, Sequence[float]]], *, generator: np.random.Generator
-) -> dict[str, float]:
+    name: str, samples: Sequence[Mapping[str, Sequence[float] | None]], *, generator: np.random.Generator
+) -> dict[str, float | None]:
     """Return the median of `name` over all samples and its 95 % interval, under names that start with it.
 
-    Where the median of another run will lie, median absolute deviation, minimum and maximum as well.
+    Where the median of another run will lie, median absolute deviation, minimum and maximum as well. None of what was
+    not timed.
     """
-    by_process = [one[name] for one in samples]
+    by_process = [found for one in samples if (found := one[name]) is not None]
+    if not by_process:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
     values = list(itertools.chain.from_iterable(by_process))
     median = statistics.median(values)
     low, high = median_interval(by_process, generator=generator)

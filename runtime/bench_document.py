@@ -44,7 +44,7 @@ class _Record(BaseModel):
 class Samples(_Record):
     """What one process measured, one number a pass."""
 
-    ttft_s: Rates
+    ttft_s: Rates | None  # llama-bench does not time it
     prefill_tokens_per_s: Rates
     decode_tokens_per_s: Rates
 
@@ -61,21 +61,23 @@ class Row(_Record):
     warmup: int
     settings: Mapping[str, Any]  # in effect in the engine
     samples: Annotated[tuple[Samples, ...], Field(min_length=1)]  # one a process
-    load_s: Positive
-    ttft_s: Positive
-    ttft_s_low: Positive
-    ttft_s_high: Positive
+    decode_depth_tokens: int | None = None  # that precede the decoded ones, where it is not the prompt
+    cores: tuple[int, ...] | None = None  # that the processes were pinned to
+    load_s: Positive | None
+    ttft_s: Positive | None
+    ttft_s_low: Positive | None
+    ttft_s_high: Positive | None
     prefill_tokens_per_s: Positive
     prefill_tokens_per_s_low: Positive
     prefill_tokens_per_s_high: Positive
     decode_tokens_per_s: Positive
     decode_tokens_per_s_low: Positive
     decode_tokens_per_s_high: Positive
-    token_p50_s: Positive
-    token_p90_s: Positive
-    token_p95_s: Positive
-    token_p99_s: Positive
-    peak_rss_bytes: Count
+    token_p50_s: Positive | None
+    token_p90_s: Positive | None
+    token_p95_s: Positive | None
+    token_p99_s: Positive | None
+    peak_rss_bytes: Count | None
     load_cold_s: float | None = None
     load_warm_s: float | None = None
     rss_anon_bytes: int | None = None
@@ -94,15 +96,16 @@ class Row(_Record):
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         for one in self.samples:
-            if not len(one.ttft_s) == len(one.prefill_tokens_per_s) == len(one.decode_tokens_per_s):
+            timed = (one.ttft_s, one.prefill_tokens_per_s, one.decode_tokens_per_s)
+            if len({len(samples) for samples in timed if samples is not None}) != 1:
                 raise ValueError("a process has unequally many samples")
         if len(self.samples) != self.processes:
             raise ValueError("there are not as many samples as processes")
         return self
 
     def by_process(self, metric: str) -> tuple[tuple[float, ...], ...]:
-        """Return the samples of `metric`, one tuple a process."""
-        return tuple(getattr(one, metric) for one in self.samples)
+        """Return the samples of `metric`, one tuple a process; of what was not timed empty ones."""
+        return tuple(getattr(one, metric) or () for one in self.samples)
 
 
 class Failure(_Record):
@@ -164,11 +167,19 @@ class Machine(_Record):
     cores: Count
 
 
+class DeviceRecord(_Record):
+    """The device on which it was measured."""
+
+    name: str  # `ssh:pi@raspberrypi`
+    model: str | None
+
+
 class BenchDocument(_Record):
     """Everything that one `ammd bench` measured."""
 
     bench: Annotated[Mapping[str, Model], Field(min_length=1)]
     machine: Machine
+    device: DeviceRecord | None = None  # None: here, without `--device`
 
     @property
     def rows(self) -> tuple[Row, ...]:

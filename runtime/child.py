@@ -5,7 +5,8 @@ not meet another library's, and a crash in native code becomes an error message 
 The parent sleeps meanwhile. Requests and results cross as lines of JSON, so that nothing live does; what libraries
 print goes to a log.
 
-Run as `python -m ammd.runtime.child`: each line in is `[MODULE:FUNCTION, REQUEST]`, each line out its outcome.
+Run as `python -m ammd.runtime.child`: each line in is `[MODULE:FUNCTION, REQUEST]`, each line out its outcome. One that
+is named on the command line is the only one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from typing import Any, Self, TextIO, cast
 from ammd import errors
 from ammd.errors import AmmdError, EngineError
 
+# numpy's own threads would fight with those of the engine, which spin between two tokens.
+CHILD_ENVIRONMENT: Mapping[str, str] = {"OPENBLAS_NUM_THREADS": "1"}
 _PACKAGE = "ammd.runtime"
 _LAST_LINES = 6
 
@@ -54,8 +57,7 @@ class Child:
         """Start the process."""
         # -P: the folder the user stands in must not shadow installed modules.
         command = [sys.executable, "-P", "-m", f"{_PACKAGE}.child"]
-        # numpy's own threads would fight with those of the engine, which spin between two tokens.
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+        environment = {**os.environ, **CHILD_ENVIRONMENT}
         self._log = tempfile.TemporaryFile(prefix="ammd-child-")  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
             command,
@@ -82,10 +84,7 @@ class Child:
             line = ""
         if not line:
             raise self._death(target)
-        outcome: dict[str, Any] = json.loads(line)
-        if "error" in outcome:
-            raise _rebuild(outcome["error"])
-        return cast(dict[str, Any], outcome["result"])
+        return outcome_of(json.loads(line))
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -123,6 +122,17 @@ class Child:
         return EngineError(message, hint=hint, status=status)
 
 
+def outcome_of(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a function gave, from the line that its process wrote.
+
+    Raises:
+        AmmdError: The function raised it.
+    """
+    if "error" in answer:
+        raise _rebuild(answer["error"])
+    return cast(dict[str, Any], answer["result"])
+
+
 def _rebuild(error: Mapping[str, Any]) -> AmmdError:
     kind = getattr(errors, str(error["kind"]), EngineError)
     return cast(AmmdError, kind(error["message"], hint=error["hint"], **error["facts"]))
@@ -138,7 +148,7 @@ def main() -> None:
     # What libraries print to standard output belongs in the log, not between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    for line in sys.stdin:
+    for line in sys.argv[1:] or sys.stdin:
         target, request = json.loads(line)
         module, _, function = target.partition(":")
         try:

@@ -27,6 +27,8 @@ _PARTS: Mapping[str, str] = {
     "properties": "getprop",
     "battery": "dumpsys battery",
     "thermal": "dumpsys thermalservice",
+    "load": "cat /proc/loadavg",
+    "counts": "cat /proc/vmstat",
 }
 _BIG_SHARE = 0.75  # of the fastest core's frequency: a phone's prime and big cores, not its small ones
 
@@ -42,13 +44,15 @@ class Core:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """How warm and how full it is; changes while it works."""
+    """How warm, how full and how busy it is; changes while it works."""
 
     battery_percent: int | None
     battery_celsius: float | None
     plugged: bool | None
     thermal_status: int | None  # Android's, 0 (none) to 6 (shutdown)
     temperatures_celsius: Mapping[str, float]  # by the name of the sensor
+    load_1min: float | None = None
+    oom_kills: int | None = None  # processes that the kernel has killed for want of memory since it started
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,4 +138,6 @@ def _state(parts: Mapping[str, str]) -> State:
         plugged=battery.plugged if battery else None,
         thermal_status=thermal.status,
         temperatures_celsius=thermal.celsius or fact_texts.zones(parts["zones"]),
+        load_1min=fact_texts.load_1min(parts["load"]),
+        oom_kills=fact_texts.oom_kills(parts["counts"]),
     )

@@ -116,6 +116,18 @@ def allowed_cores(status: str) -> frozenset[int] | None:
     return frozenset(numbers)
 
 
+def load_1min(loadavg: str) -> float | None:
+    """Return the load average of the last minute, from /proc/loadavg; None where that is not said."""
+    words = loadavg.split()
+    return _number(words[0]) if words else None
+
+
+def oom_kills(vmstat: str) -> int | None:
+    """Return how many processes were killed for want of memory, from /proc/vmstat; None where that is not said."""
+    lines = (line.split() for line in vmstat.splitlines())
+    return next((int(words[1]) for words in lines if words[:1] == ["oom_kill"]), None)
+
+
 def os_release(text: str) -> dict[str, str]:
     """Return the variables of /etc/os-release."""
     lines = (line.partition("=") for line in text.splitlines())

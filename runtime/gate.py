@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ammd.errors import BudgetExceededError, NotComparableError
 
-from .bench_document import BenchDocument, Model, Row
+from .bench_document import BenchDocument, DeviceRecord, Machine, Model, Row
 from .bootstrap import ratio_interval
 from .settings import BenchSettings
 
@@ -78,8 +78,20 @@ class Gate:
         }
 
 
-def check_plan(baseline: BenchDocument, settings: BenchSettings, *, machine: Mapping[str, Any]) -> None:
+def check_plan(
+    baseline: BenchDocument,
+    settings: BenchSettings,
+    *,
+    machine: Mapping[str, Any],
+    device: Mapping[str, Any] | None = None,
+) -> None:
     """Check before anything is measured that it could be compared.
+
+    Args:
+        baseline: The earlier benchmark.
+        settings: Of the one to come.
+        machine: Where it will run.
+        device: That machine as a device; None for this one.
 
     Raises:
         NotComparableError: Too few processes on either side, another device or another protocol.
@@ -96,9 +108,10 @@ def check_plan(baseline: BenchDocument, settings: BenchSettings, *, machine: Map
                 f"not comparable: {count} of at least {LEAST_PROCESSES} processes", hint=hint, found=count
             )
     _refuse_failures({"the baseline": baseline})
-    planned = settings.model_dump() | dict(machine)
-    device = _device(baseline)
-    found = _differences(device, planned, of=device)
+    reached = None if device is None else DeviceRecord.model_validate(device)
+    there = _place(Machine.model_validate(machine), reached)
+    found = _place_differences(_place(baseline.machine, baseline.device), there)
+    planned = settings.model_dump()
     depths = {depth or settings.prompt_tokens for depth in settings.depths}
     for known in map(_protocol, baseline.rows):
         depth = known["prompt_tokens"] if known["prompt_tokens"] in depths else settings.prompt_tokens
@@ -131,8 +144,7 @@ def compare(
             f"not comparable: the baseline has {names[0]}, this benchmark {names[1]}",
             hint="models are matched by the names of their files, and by threads",
         )
-    device = _device(baseline)
-    found = _differences(device, _device(current), of=device)
+    found = _place_differences(*(_place(one.machine, one.device) for one in (baseline, current)))
     for key in shared:
         before, after = (_facts(*cell) for cell in (old[key], new[key]))
         found += _differences(before, after, of=before | after)
@@ -179,6 +191,8 @@ def _judge(
 ) -> Iterator[Finding]:
     for metric, higher_is_better in HIGHER_IS_BETTER.items():
         before, after = getattr(old, metric), getattr(new, metric)
+        if before is None or after is None:  # not timed by this engine
+            continue
         ratio = after / before
         low = high = None
         if metric != "peak_rss_bytes":
@@ -221,8 +235,17 @@ def _cells(document: BenchDocument) -> dict[tuple[str, int], tuple[Model, Row]]:
     return cells
 
 
-def _device(document: BenchDocument) -> dict[str, Any]:
-    return {"cpu": document.machine.cpu, "cores": document.machine.cores}
+def _place(machine: Machine, device: DeviceRecord | None) -> dict[str, Any]:
+    """Return where something was measured: two boards of one model are one, by whatever name they are reached."""
+    here = {"cpu": machine.cpu, "cores": machine.cores, "device": "none: this machine"}
+    if device is None:
+        return here
+    return here | {"device": device.name.partition(":")[0], "device.model": device.model}
+
+
+def _place_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    names = {**old, **new} if old["device"] == new["device"] else ("cpu", "cores", "device")
+    return _differences(old, new, of=names)
 
 
 def _protocol(row: Row) -> dict[str, Any]:
@@ -232,6 +255,8 @@ def _protocol(row: Row) -> dict[str, Any]:
 def _facts(model: Model, row: Row) -> dict[str, Any]:
     """Return what has to be the same on both sides; the engine's version and the number of passes need not."""
     options = {f"settings.{name}": value for name, value in row.settings.items()}
+    if row.cores is not None:
+        options["cores"] = list(row.cores)
     engine = row.engine.rstrip(")").rpartition(" ")[0]
     return {"file.kind": model.file.kind, "engine": engine} | _protocol(row) | options
 

@@ -207,7 +207,7 @@ def _phase_columns(row: Row, phase: Phase) -> dict[str, Any]:
         "test": f"{phase.value}{tokens}",
         "n_prompt": tokens if prefills else 0,
         "n_gen": 0 if prefills else tokens,
-        "n_depth": 0 if prefills else row.prompt_tokens,  # tokens that precede the timed ones
+        "n_depth": 0 if prefills else _decode_depth(row),  # tokens that precede the timed ones
         "avg_ns": round(statistics.mean(times)),
         "stddev_ns": round(_deviation(times)),
         "avg_ts": statistics.mean(rates),
@@ -219,6 +219,10 @@ def _phase_columns(row: Row, phase: Phase) -> dict[str, Any]:
         "samples_ts": rates,
         **{name: getattr(row, name) for name in only},
     }
+
+
+def _decode_depth(row: Row) -> int:
+    return row.prompt_tokens if row.decode_depth_tokens is None else row.decode_depth_tokens
 
 
 def _deviation(values: list[Any]) -> float:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from .page_cache import drop_from_cache
 
 COLD_SHARE = 0.01  # a page that somebody looked at meanwhile
 
 
-def measure_loads(path: Path, *, pairs: int, open_once: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def measure_loads(
+    *, pairs: int, drop: Callable[[], bool], open_once: Callable[[], Mapping[str, Any]]
+) -> dict[str, Any]:
     """Return the medians of some cold and warm openings, as flat parts of a row.
 
     Args:
-        path: The model.
-        pairs: How often it is opened cold and then warm.
+        pairs: How often the model is opened cold and then warm.
+        drop: Asks the kernel to drop its files from the page cache; False where it cannot be asked.
         open_once: Opens it in a fresh process and gives what `load_child` does.
 
     Raises:
@@ -29,7 +28,7 @@ def measure_loads(path: Path, *, pairs: int, open_once: Callable[[], Mapping[str
     """
     cold, warm, can_ask = [], [], True
     for _ in range(pairs):
-        can_ask = _drop(path)
+        can_ask = drop()
         cold.append(open_once())
         warm.append(open_once())
     note = _doubt(cold, can_ask=can_ask)
@@ -38,13 +37,6 @@ def measure_loads(path: Path, *, pairs: int, open_once: Callable[[], Mapping[str
         **_summary(warm, "warm", times=True),
         "load_note": note,
     }
-
-
-def _drop(path: Path) -> bool:
-    try:
-        return drop_from_cache(path)
-    except OSError:  # its engine could read it, or will say why not
-        return False
 
 
 def _doubt(cold: Sequence[Mapping[str, Any]], *, can_ask: bool) -> str | None:

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from . import fact_texts
+
 _PROC, _SYS = Path("/proc"), Path("/sys")
 _BUSY = (0, 1, 2, 5, 6)  # of /proc/stat's `cpu` lines: user, nice, system, irq, softirq
 _STEAL = 7
@@ -96,11 +98,7 @@ def load_1min() -> float | None:
 
 def oom_kills(*, proc: Path = _PROC) -> int | None:
     """Return how many processes the kernel has killed for want of memory since it started."""
-    for line in _text(proc / "vmstat").splitlines():
-        name, _, value = line.partition(" ")
-        if name == "oom_kill":
-            return int(value)
-    return None
+    return fact_texts.oom_kills(_text(proc / "vmstat"))
 
 
 def _cpu_times(stat: str) -> tuple[float | None, float | None, int | None]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 _SECTOR_BYTES = 512  # getrusage's blocks
@@ -37,6 +38,18 @@ def drop_from_cache(path: Path) -> bool:
         finally:
             os.close(descriptor)
     return True
+
+
+def drop(request: Mapping[str, str]) -> dict[str, bool]:
+    """Ask the kernel to drop the model at `path`. Runs in a child on a device.
+
+    Returns:
+        `is_asked`: False where it cannot be asked, or a file cannot be read.
+    """
+    try:
+        return {"is_asked": drop_from_cache(Path(request["path"]))}
+    except OSError:  # its engine could read it, or will say why not
+        return {"is_asked": False}
 
 
 def resident_share(path: Path) -> float | None:

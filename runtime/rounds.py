@@ -14,13 +14,13 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ammd.errors import EngineError
 from ammd.progress import progress
 
 from .artifact_ref import ArtifactRef
-from .noise import load_1min, oom_kills
+from .host import Host, Surroundings
 from .settings import BenchSettings
 from .stopping import StoppedBy, half_width
 from .validity import Judgement, judge, outside, process_spread, steadiness, together
@@ -44,6 +44,7 @@ class Process:
 
     measured: Mapping[str, Any]  # what the child tells
     noise: Mapping[str, Any]  # from the child, and what the parent saw
+    states: Mapping[str, Any] | None = None  # of a device, before and after
 
     @property
     def disturbance(self) -> Judgement:
@@ -117,13 +118,19 @@ class Course:
         return set(disturbed[: max(0, min(self._settings.retries, spare))])
 
 
-def measure_cells(cells: Sequence[Cell], settings: BenchSettings, *, measure: Measure) -> list[Course]:
+def measure_cells(
+    cells: Sequence[Cell], settings: BenchSettings, *, measure: Measure, host: Host
+) -> list[Course]:
     """Measure all cells and return how each went, in their order.
 
     Args:
         cells: What to measure.
         settings: How many processes.
         measure: Measures a cell once in a fresh process.
+        host: Where that is.
+
+    Raises:
+        EngineError: The host cannot be reached, or stays too warm.
     """
     courses = [Course(settings) for _ in cells]
     done, total = 0, len(cells) * settings.processes
@@ -134,31 +141,33 @@ def measure_cells(cells: Sequence[Cell], settings: BenchSettings, *, measure: Me
                     min(done, total - 1),
                     f"{cell.artifact.name}, {cell.threads} threads, {cell.prompt_tokens} tokens",
                 )
-                _measure_once(cell, course, measure)
+                _measure_once(cell, course, measure, host)
                 done += 1
         report(total)
     return courses
 
 
-def _measure_once(cell: Cell, course: Course, measure: Measure) -> None:
-    load, kills = load_1min(), oom_kills()
+def _measure_once(cell: Cell, course: Course, measure: Measure, host: Host) -> None:
+    before = host.get_ready()
     started, own = time.perf_counter(), time.process_time()
     try:
         measured = measure(cell)
     except EngineError as error:
-        course.failure = _failure(error, kills_before=kills)
+        # Where it is the connection that failed, looking fails too, and ends everything.
+        course.failure = _failure(error, before, host.look())
         return
     harness = (time.process_time() - own) / (time.perf_counter() - started)
-    noise = {**measured["noise"], "load_1min": load, "harness_cpu_share": harness}
-    course.processes.append(Process(measured=measured, noise=noise))
+    noise = {**measured["noise"], "load_1min": before.load_1min, "harness_cpu_share": harness}
+    states = {"before": before.state, "after": host.look().state} if before.state is not None else None
+    course.processes.append(Process(measured=measured, noise=noise, states=states))
 
 
-def _failure(error: EngineError, *, kills_before: int | None) -> Failure:
-    found, kills = error.facts.get("status"), oom_kills()
+def _failure(error: EngineError, before: Surroundings, after: Surroundings) -> Failure:
+    found = error.facts.get("status")
     status = found if isinstance(found, int) else None
     name = signal.Signals(-status).name if status is not None and status < 0 else None
-    is_known = kills is not None and kills_before is not None
-    out_of_memory = name == "SIGKILL" and kills != kills_before if is_known else None
+    is_known = before.oom_kills is not None and after.oom_kills is not None
+    out_of_memory = name == "SIGKILL" and before.oom_kills != after.oom_kills if is_known else None
     ended = str(error).splitlines()[0].removesuffix("; its last lines:")
     return Failure(
         ended=f"{ended}, for want of memory" if out_of_memory else ended,
@@ -172,7 +181,14 @@ def _failure(error: EngineError, *, kills_before: int | None) -> Failure:
 
 def _deciding(process: Process) -> tuple[Sequence[float], Sequence[float]]:
     """Return the seconds of each pass's prefill and decoding."""
-    return process.measured["prefill_s"], [sum(one) for one in process.measured["token_s"]]
+    return process.measured["prefill_s"], decode_seconds(process.measured)
+
+
+def decode_seconds(measured: Mapping[str, Any]) -> Sequence[float]:
+    """Return the seconds of each pass's decoding; `token_s` is None where single tokens were not timed."""
+    if measured["token_s"] is None:
+        return cast(Sequence[float], measured["decode_s"])
+    return [sum(one) for one in measured["token_s"]]
 
 
 def _by_phase(processes: Sequence[Process]) -> tuple[tuple[Sequence[float], ...], ...]:

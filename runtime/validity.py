@@ -95,9 +95,9 @@ def together(judgements: Iterable[Judgement]) -> Judgement:
 
 
 def outside(noise: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the outside evidence in the noise of a process; None of one that measured too short."""
-    is_long = noise["seconds"] >= LEAST_SECONDS
-    return {name: noise[name] if is_long else None for name in OUTSIDE}
+    """Return the outside evidence in the noise of a process; None of what is not told or was too short."""
+    is_long = noise.get("seconds", 0.0) >= LEAST_SECONDS
+    return {name: noise.get(name) if is_long else None for name in OUTSIDE}
 
 
 def steadiness(seconds: Sequence[float]) -> dict[str, float | None]:

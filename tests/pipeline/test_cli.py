@@ -475,12 +475,14 @@ def test_unexpected_exception_is_a_defect_in_one_line(ammd, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("more", [["--baseline", "b.json"], ["--engine", "llama.cpp"], ["--format", "csv"]])
-def test_bench_on_a_device_takes_no_baseline_engine_or_other_format(ammd, more, tmp_path):
+def test_bench_on_a_device_takes_no_profile_and_no_python_without_one(ammd, tmp_path):
     (tmp_path / "m.gguf").touch()
-    code, out, err = ammd("bench", tmp_path / "m.gguf", "--device", "local", *more)
+    code, out, err = ammd("bench", tmp_path / "m.gguf", "--device", "local", "--profile", "pixel-8")
     assert (code, out) == (2, "")
-    assert f"`--device` and `{more[0]}` exclude each other" in err
+    assert "`--device` and `--profile` exclude each other" in err
+    code, out, err = ammd("bench", tmp_path / "m.gguf", "--python", "python3")
+    assert (code, out) == (2, "")
+    assert "`--python` needs `--device`" in err
 
 
 def test_bench_on_a_device_that_is_none_is_refused(ammd, tmp_path):
@@ -490,42 +492,61 @@ def test_bench_on_a_device_that_is_none_is_refused(ammd, tmp_path):
     assert "error: device `telnet:host` is of no known kind" in err
 
 
-def test_bench_on_a_device_prints_a_table_or_one_document(ammd, monkeypatch, tmp_path):
+@pytest.fixture
+def device_file(monkeypatch, tmp_path):
+    """A GGUF that a stand-in for llama-bench measures on `local`, at the rate that a file beside it names."""
     from ammd.runtime import device_bench
     from ammd.runtime.device_tool import Tool
 
     monkeypatch.setenv("AMMD_CACHE", str(tmp_path / "cache"))
-    shared = {
-        "flash_attn": 1,
-        "n_ubatch": 512,
-        "load_mode": "none",
-        "repack": True,
-        "type_k": "f16",
-        "test_time": "",
-    }
-    rows = [json.dumps(shared | {"n_gen": tokens, "samples_ts": [7.5]}) for tokens in (0, 64)]
+    shared = {"flash_attn": 1, "n_batch": 512, "n_ubatch": 512, "load_mode": "none", "repack": True}
+    shared |= {"type_k": "f16", "test_time": "2026", "n_prompt": 128}
+    rows = [json.dumps(shared | {"n_gen": tokens, "samples_ts": ["RATE"] * 3}) for tokens in (0, 64)]
     program = tmp_path / "llama-bench"
-    program.write_text(f"#!/bin/sh\ncat <<'END'\n{rows[0]}\n{rows[1]}\nEND\n")
+    program.write_text(
+        f"#!/bin/sh\nsed s/.RATE./$(cat {tmp_path}/rate)/g <<'END'\n{rows[0]}\n{rows[1]}\nEND\n"
+    )
     tool = Tool(isa="stand-in", source="a script", program=program, libraries=())
     monkeypatch.setattr(device_bench, "choose_tool", lambda facts, device: tool)
+    (tmp_path / "rate").write_text("7.5")
     (tmp_path / "m-q4_0.gguf").write_bytes(b"GGUF")
-    command = (
-        "bench",
-        tmp_path / "m-q4_0.gguf",
-        "--device",
-        "local",
-        "--set",
-        "threads=[1]",
-        "--set",
-        "processes=1",
-    )
-    code, out, _ = ammd(*command, "--json")
+    return ("bench", tmp_path / "m-q4_0.gguf", "--device", "local", "--set", "threads=[1]")
+
+
+def test_bench_on_a_device_prints_a_table_one_document_or_rows(ammd, device_file):
+    code, out, _ = ammd(*device_file, "--json")
     document = json.loads(out)
-    assert (code, document["schema"]) == (0, "ammd.device-bench/1")
-    assert document["bench"]["gguf-q4_0"]["decode_tokens_per_s"] == 7.5
-    code, out, _ = ammd(*command)
+    assert (code, document["schema"], document["device"]["name"]) == (0, "ammd.bench/2", "local")
+    assert document["bench"]["gguf-q4_0"]["decode_tokens_per_s"] == pytest.approx(7.5)
+    code, out, _ = ammd(*device_file)
     assert code == 0
-    assert re.search(r"decode_tokens_per_s +7.5\b", out)
+    assert "speed, start and memory, on local" in out
+    assert re.search(r"gguf-q4_0 .* 7\.5 \(7\.5 to 7\.5\)", out)
+    code, out, _ = ammd(*device_file, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert (code, [row["test"] for row in rows]) == (0, ["pp128", "tg64"])
+    assert [row["ttft_s"] for row in rows] == ["", ""]
+
+
+def test_bench_on_a_device_is_held_against_a_baseline_from_there(ammd, device_file, tmp_path):
+    baseline = tmp_path / "baseline.json"
+    baseline.write_text(ammd(*device_file, "--json")[1])
+    gated = (*device_file, "--baseline", baseline, "--max-regression", "5%")
+    code, out, _ = ammd(*gated, "--json")
+    assert code == 0
+    found = {row["metric"]: row["verdict"] for row in json.loads(out)["gate"]["rows"]}
+    assert found == dict.fromkeys(("decode_tokens_per_s", "prefill_tokens_per_s", "peak_rss_bytes"), "fine")
+    (tmp_path / "rate").write_text("6.0")
+    code, _, err = ammd(*gated)
+    assert code == 7
+    assert "`decode_tokens_per_s` is 0.800 of the baseline's" in err
+    document = json.loads(baseline.read_text())
+    del document["device"]
+    baseline.write_text(json.dumps(document))
+    (tmp_path / "llama-bench").write_text("#!/bin/sh\nexit 1\n")
+    code, out, err = ammd(*gated)
+    assert (code, out) == (6, "")  # refused before anything ran
+    assert "`device` was `none: this machine`, is `local`" in err
 
 
 def test_ctrl_c_on_a_device_says_that_nothing_runs_there(ammd, monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -392,3 +393,26 @@ def make_engine() -> Callable[..., RuleEngine]:
 def saying() -> Callable[[str], RuleEngine]:
     """Build an engine that answers its first prompt with a fixed text."""
     return lambda text, **options: RuleEngine(says(text), **options)
+
+
+@pytest.fixture
+def few_packages(tmp_path: Path) -> Callable[..., Path]:
+    """Write a Python command that finds this Python's standard library and a few named packages alone."""
+
+    def few_packages(command: str, *, names: Sequence[str] = ("onnxruntime", "numpy", "tokenizers")) -> Path:
+        site = tmp_path / f"{command}-packages"
+        site.mkdir()
+        for name in names:
+            for file in importlib.metadata.files(name) or ():
+                top = Path(file.parts[0])
+                source = Path(str(file.locate())).parents[len(file.parts) - 1] / top
+                if ".." not in file.parts and not (site / top).exists():
+                    (site / top).symlink_to(source)
+        path = tmp_path / command
+        path.write_text(
+            f'#!/bin/sh\nPYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}{site}" exec {sys.executable} -S "$@"\n'
+        )
+        path.chmod(0o755)
+        return path
+
+    return few_packages

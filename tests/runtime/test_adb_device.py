@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import shutil
 import threading
 import time
@@ -16,6 +17,7 @@ import pytest
 
 from ammd.errors import EngineError, RecipeError
 from ammd.runtime import device_bench
+from ammd.runtime.artifact_ref import ArtifactRef
 from ammd.runtime.device_tool import Tool
 from ammd.runtime.devices import describe_devices, open_device
 from ammd.runtime.llama_tools import COMPILER, Arm64, arm64_folder
@@ -146,19 +148,22 @@ def _measure(model: Path, **changes: Any) -> dict[str, Any]:
     settings = BenchSettings(**{"threads": (1,), "processes": 1, **changes})
     heat = device_bench.HeatGate(max_celsius=37, cool_down_s=0)
     with open_device("adb:") as device:
-        return device_bench.measure_on_device(device, {"gguf-q4_0": model}, settings, heat=heat)
+        return device_bench.measure_on_device(
+            device, [ArtifactRef(name="gguf-q4_0", path=model)], settings, heat=heat
+        )
 
 
 def test_a_benchmark_comes_back_with_the_phones_facts(
     phones: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = '{"n_gen": %d, "samples_ts": [7.0], "n_ubatch": 512, "flash_attn": 1, "load_mode": "none", "repack": true, '
-    rows = [row % tokens + '"type_k": "f16", "test_time": "2026"}' for tokens in (0, 64)]
+    shared = {"n_batch": 512, "n_ubatch": 512, "n_prompt": 128, "flash_attn": 1, "load_mode": "none"}
+    shared |= {"repack": True, "type_k": "f16", "test_time": "2026", "samples_ts": [7.0]}
+    rows = [json.dumps(shared | {"n_gen": tokens}) for tokens in (0, 64)]
     _phone(phones, _script(tmp_path / "llama-bench", f"cat <<'END'\n{rows[0]}\n{rows[1]}\nEND"), monkeypatch)
     document = _measure(tmp_path / "m-q4_0.gguf")
     device, row = document["device"], document["bench"]["gguf-q4_0"]
     assert (device["name"], device["system"], device["soc"]) == (f"adb:{SERIAL}", "Android 14", "Stand-in")
-    assert row["decode_tokens_per_s"] == 7.0
+    assert row["decode_tokens_per_s"] == pytest.approx(7.0)
     assert [row["states"][0][when]["battery_celsius"] for when in ("before", "after")] == [30.1, 30.1]
     there = {path.name for path in (phones.root / "data/local/tmp/ammd").rglob("*") if path.is_file()}
     assert there == {
@@ -193,8 +198,8 @@ def test_the_low_memory_killer_is_named(phones: Any, tmp_path: Path, monkeypatch
     phones.tool(
         "logcat", "echo 'I lmkd: Kill llama-bench (4711), uid 2000, oom_score_adj 0 to free 190000kB'"
     )
-    with pytest.raises(EngineError, match="was killed by the low-memory killer"):
-        _measure(tmp_path / "m-q4_0.gguf")
+    row = _measure(tmp_path / "m-q4_0.gguf")["bench"]["gguf-q4_0"]
+    assert "was killed by the low-memory killer" in row["failure"]["ended"]
 
 
 @pytest.mark.real
@@ -212,11 +217,14 @@ def test_the_cross_built_tool_runs_on_an_emulated_phone(
     settings = BenchSettings(threads=(1,), processes=1, repetitions=1, prompt_tokens=8, decode_tokens=4)
     heat = device_bench.HeatGate(max_celsius=37, cool_down_s=0)
     with open_device("adb:") as device:
-        document = device_bench.measure_on_device(device, {"tiny": tiny_gguf}, settings, heat=heat)
-    prefill, decode = document["bench"]["tiny"]["llama_bench"]
+        document = device_bench.measure_on_device(
+            device, [ArtifactRef(name="tiny", path=tiny_gguf)], settings, heat=heat
+        )
+    prefill, decode = document["bench"]["tiny"]["llama_bench"][0]
     assert (prefill["n_prompt"], decode["n_gen"]) == (8, 4)
     assert document["bench"]["tiny"]["settings"] == {
         "batch_tokens": 512,
+        "micro_batch_tokens": 512,
         "flash_attention": True,
         "memory_map": False,
         "weight_repacking": True,

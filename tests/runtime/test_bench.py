@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ammd.errors import ArtifactError, EngineError
-from ammd.runtime import bench, bench_child, validity
+from ammd.runtime import bench, bench_child, host, validity
 from ammd.runtime.artifact_ref import ArtifactRef, EngineKind
 from ammd.runtime.bench_document import parse_document
 from ammd.runtime.settings import BenchSettings
@@ -156,7 +156,7 @@ def test_each_process_is_a_fresh_one_and_all_cells_take_turns(
         asked.append((Path(request["path"]).suffix, request["threads"]))
         return process()
 
-    monkeypatch.setattr(bench, "call", call)
+    monkeypatch.setattr(host, "call", call)
     settings = SETTINGS.model_copy(update={"processes": 2, "max_processes": 2})
     refs = [ArtifactRef(name="a", path=tiny_gguf), ArtifactRef(name="b", path=tiny_onnx)]
     rows = bench.measure_artifacts(refs, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,20 +16,27 @@ from typing import Any
 import psutil
 import pytest
 
-from ammd.errors import EngineError
+from ammd.errors import EngineError, RecipeError
 from ammd.runtime import device_bench, device_tool
+from ammd.runtime.artifact_ref import ArtifactRef
+from ammd.runtime.bench_document import parse_document
 from ammd.runtime.device import Device, Ran
-from ammd.runtime.device_bench import measure_on_device, parse_run
+from ammd.runtime.device_agent import Watched, fastest_cores, read_watched
+from ammd.runtime.device_bench import measure_on_device
 from ammd.runtime.device_facts import Core, DeviceFacts, State
 from ammd.runtime.device_heat import HeatGate, wait_until_cool
 from ammd.runtime.device_tool import Tool, bring, choose_tool
+from ammd.runtime.llama_bench_host import parse_rows
+from ammd.runtime.llama_bench_rows import bench_rows
+from ammd.runtime.llama_options import KvType
 from ammd.runtime.llama_tools import Arm64
 from ammd.runtime.local_device import LocalConnection
-from ammd.runtime.settings import BenchSettings
+from ammd.runtime.settings import BenchSettings, LlamaSettings
 
 ALWAYS = HeatGate(max_celsius=100, cool_down_s=0)
 FACTS = {
     "flash_attn": 1,
+    "n_batch": 512,
     "n_ubatch": 512,
     "load_mode": "none",
     "repack": True,
@@ -38,7 +46,9 @@ FACTS = {
 PREFILL = json.dumps(FACTS | {"n_prompt": 8, "n_gen": 0, "samples_ts": [100.0, 110.0]})
 DECODE = json.dumps(FACTS | {"n_prompt": 0, "n_gen": 4, "samples_ts": [20.0, 30.0]})
 PRINTS = f"cat <<'END'\n{PREFILL}\n{DECODE}\nEND"
-SETTINGS = BenchSettings(threads=(1,), processes=2, repetitions=2, prompt_tokens=8, decode_tokens=4)
+SETTINGS = BenchSettings(
+    threads=(1,), processes=2, max_processes=2, repetitions=2, prompt_tokens=8, decode_tokens=4
+)
 COOL = State(
     battery_percent=80, battery_celsius=30.0, plugged=False, thermal_status=0, temperatures_celsius={}
 )
@@ -73,7 +83,8 @@ def model(tmp_path: Path) -> Path:
 
 
 def measure(device: Device, model: Path, settings: BenchSettings = SETTINGS) -> dict[str, Any]:
-    return measure_on_device(device, {"gguf-q4_0": model}, settings, heat=ALWAYS)
+    artifacts = [ArtifactRef(name="gguf-q4_0", path=model)]
+    return measure_on_device(device, artifacts, settings, heat=ALWAYS)
 
 
 def test_a_row_has_medians_memory_and_the_settings_in_effect(
@@ -82,14 +93,16 @@ def test_a_row_has_medians_memory_and_the_settings_in_effect(
     stand_in(f"{PRINTS}\nsleep 0.3")
     document = measure(device, model)
     (row,) = document["bench"]["gguf-q4_0"]["rows"]
-    assert document["schema"] == "ammd.device-bench/1"
+    assert document["schema"] == "ammd.bench/2"
     assert document["device"]["name"] == "local"
-    assert (row["prefill_tokens_per_s"], row["decode_tokens_per_s"]) == (105.0, 25.0)
-    assert (row["decode_tokens_per_s_min"], row["decode_tokens_per_s_max"]) == (20.0, 30.0)
+    rates = [row["prefill_tokens_per_s"], row["decode_tokens_per_s"]]
+    assert rates == pytest.approx([105.0, 25.0])
+    assert [row[f"decode_tokens_per_s_{end}"] for end in ("min", "max")] == pytest.approx([20.0, 30.0])
+    assert [row[name] for name in ("ttft_s", "token_p50_s", "token_p99_s", "load_s")] == [None] * 4
     assert row["processes"] == len(row["samples"]) == len(row["states"]) == 2
-    assert row["engine"] == "llama.cpp (llama-bench of a script, stand-in)"
+    assert row["engine"] == "llama.cpp (llama-bench for stand-in, a script)"
     assert row["settings"]["flash_attention"] is True
-    assert row["memory_samples"] >= 2
+    assert min(row["memory_samples"]) >= 2
     assert 100_000 < row["rss_anon_bytes"] + row["rss_file_bytes"] <= 2 * row["peak_rss_bytes"] < 100_000_000
     assert document["bench"]["gguf-q4_0"]["file"]["bytes"] == 1004
 
@@ -100,25 +113,15 @@ def test_what_matters_is_stated_and_the_process_is_pinned(
     stand_in(
         f'printf "%s|" "$@" > {tmp_path}/seen\ngrep Cpus_allowed_list /proc/self/status > {tmp_path}/cores\n{PRINTS}'
     )
-    document = measure(device, model)
+    llama = LlamaSettings(batch=256, kv_type=KvType.Q8_0)
+    document = measure(device, model, SETTINGS.model_copy(update={"llama": llama}))
     words = (tmp_path / "seen").read_text().split("|")[:-1]
     options = dict(zip(words[::2], words[1::2], strict=True))
     assert options["-m"].endswith("-a model's-q4_0.gguf")
     assert Path(options["-m"]).read_bytes() == model.read_bytes()
-    stated = ("-p", "-n", "-r", "-t", "-b", "-ub", "-fa", "-ctk", "-ctv", "-lm", "-ngl")
-    assert [options[name] for name in stated] == [
-        "8",
-        "4",
-        "2",
-        "1",
-        "512",
-        "512",
-        "1",
-        "f16",
-        "f16",
-        "none",
-        "0",
-    ]
+    stated = {"-p": "8", "-n": "4", "-r": "2", "-t": "1", "-b": "256", "-ub": "256", "-fa": "1", "-ngl": "0"}
+    stated |= {"-ctk": "q8_0", "-ctv": "q8_0", "-lm": "none"}
+    assert {name: options[name] for name in stated} == stated
     (core,) = document["bench"]["gguf-q4_0"]["cores"]
     assert (tmp_path / "cores").read_text().split()[1] == str(core)
 
@@ -156,18 +159,20 @@ def test_a_full_device_is_told_before_the_copy(
 
 def test_a_killed_process_is_said(device: Device, model: Path, stand_in: Callable[[str], None]) -> None:
     stand_in("sleep 0.3; kill -KILL $$")
-    with pytest.raises(
-        EngineError, match=r"`llama-bench` on `local` was killed \(SIGKILL\) at \d+ MiB"
-    ) as caught:
-        measure(device, model)
-    assert caught.value.exit_code == 6
+    (row,) = measure(device, model)["bench"]["gguf-q4_0"]["rows"]
+    assert re.fullmatch(
+        r"`llama-bench` on `local` was killed \(SIGKILL\) at \d+ MiB", row["failure"]["ended"]
+    )
+    assert (row["failure"]["signal"], row["validity"]) == ("SIGKILL", "invalid")
 
 
 def test_the_low_memory_killer_is_named() -> None:
     log = "I lowmemorykiller: Kill 'llama-bench' (4711), uid 2000, oom_score_adj -1000"
     seen = "@@ammd code=137 end= samples=9 VmHWM=2097152 RssAnon=1 RssFile=1 VmSwap=0 Pss=1\n"
     with pytest.raises(EngineError, match=r"on `adb:x` was killed by the low-memory killer at 2048 MiB"):
-        parse_run(Ran(exit_code=137, stdout=seen, stderr=f"warning\n{log}\n"), device="adb:x")
+        read_watched(
+            Ran(exit_code=137, stdout=seen, stderr=f"warning\n{log}\n"), label="llama-bench", device="adb:x"
+        )
 
 
 @pytest.mark.parametrize(
@@ -175,27 +180,43 @@ def test_the_low_memory_killer_is_named() -> None:
     [
         (1, "loading\nerror: failed to load model\n", "ended with 1: error: failed to load model"),
         (1, "", "ended with 1: it said nothing"),
+        (255, "no\n", "ended with 255: no"),
         (132, "Illegal instruction\n", "met an instruction that it does not have"),
         (127, "agent.sh: 12: taskset: not found\n", "`taskset` is missing on `d`"),
     ],
 )
 def test_a_failure_is_said_in_one_line(exit_code: int, stderr: str, said: str) -> None:
     with pytest.raises(EngineError, match=said) as caught:
-        parse_run(Ran(exit_code=exit_code, stdout="", stderr=stderr), device="d")
+        read_watched(Ran(exit_code=exit_code, stdout="", stderr=stderr), label="llama-bench", device="d")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("out", ["", "{}", '{"n_gen": 0}', PREFILL, "{not json"])
 def test_other_output_is_refused(out: str) -> None:
     with pytest.raises(EngineError, match="printed something else"):
-        parse_run(Ran(exit_code=0, stdout=out, stderr=""), device="d")
+        parse_rows(Watched(stdout=out, memory={}, samples=0), device="d")
 
 
-def test_what_is_no_gguf_is_refused(device: Device, tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder/genai_config.json").write_text("{}")
-    with pytest.raises(EngineError, match="is no GGUF"):
-        measure_on_device(device, {"x": tmp_path / "folder"}, SETTINGS, heat=ALWAYS)
+def test_a_checkpoint_is_refused(device: Device, tiny_checkpoint: Path) -> None:
+    with pytest.raises(EngineError, match="is a checkpoint, and devices run exported files"):
+        measure(device, tiny_checkpoint)
+
+
+@pytest.mark.parametrize(("name", "value"), [("depths", (0, 64)), ("warmup", 2)])
+def test_what_llama_bench_does_not_do_is_refused(device: Device, model: Path, name: str, value: Any) -> None:
+    with pytest.raises(RecipeError, match=rf"`{name} = .*`: `llama-bench`") as caught:
+        measure(device, model, SETTINGS.model_copy(update={name: value}))
+    assert "--engine llama.cpp" in caught.value.hint
+
+
+def test_rows_for_other_programs_say_null_and_an_empty_context(
+    device: Device, model: Path, stand_in: Callable[[str], None]
+) -> None:
+    stand_in(PRINTS)
+    prefill, decode = bench_rows(parse_document(measure(device, model), label="x"), proofs={})
+    assert (prefill["test"], decode["test"]) == ("pp8", "tg4")
+    assert (decode["n_depth"], decode["token_p50_s"], prefill["ttft_s"]) == (0, None, None)
+    assert decode["samples_ts"] == pytest.approx([20.0, 30.0] * 2)
 
 
 def test_ctrl_c_ends_what_runs_on_the_device(model: Path, tmp_path: Path) -> None:
@@ -211,7 +232,7 @@ def test_ctrl_c_ends_what_runs_on_the_device(model: Path, tmp_path: Path) -> Non
         "device_bench.choose_tool = lambda facts, device: tool\n"
         "gate = device_bench.HeatGate(max_celsius=1, cool_down_s=1)\n"
         "with devices.open_device('local') as device:\n"
-        "  files = {'m': pathlib.Path(sys.argv[2])}\n"
+        "  files = [device_bench.ArtifactRef(name='m', path=pathlib.Path(sys.argv[2]))]\n"
         "  device_bench.measure_on_device(device, files, settings.BenchSettings(), heat=gate)\n"
     )
     environment = {**os.environ, "AMMD_CACHE": str(tmp_path / "cache")}
@@ -289,8 +310,8 @@ def test_few_threads_go_to_the_fastest_cores() -> None:
     cores = tuple(Core(number=number, max_hz=hz, part=None) for number, hz in enumerate((5, 24, 24, 29)))
     found = facts("aarch64", cores=cores)
     assert found.big_cores == (1, 2, 3)
-    assert device_bench._fastest(found, 1) == (3,)
-    assert device_bench._fastest(found, 2) == (1, 3)
+    assert fastest_cores(found, 1) == (3,)
+    assert fastest_cores(found, 2) == (1, 3)
 
 
 def state(celsius: float | None, *, status: int | None = 0) -> State:

@@ -224,3 +224,38 @@ def test_damaged_samples_are_refused(bench_document: Callable, change: Callable,
     change(document["bench"]["gguf-q8_0"]["rows"][0])
     with pytest.raises(ArtifactError, match=message):
         parse_document(document, label="x")
+
+
+def on_device(document: dict[str, Any], name: str, model: str | None = "A Board 5") -> dict[str, Any]:
+    return document | {"device": {"name": name, "model": model}}
+
+
+def test_one_device_is_known_by_what_it_is_and_not_by_its_address(bench_document: Callable) -> None:
+    old, new = on_device(bench_document(), "ssh:me@10.0.0.2"), on_device(bench_document(), "ssh:board")
+    assert set(verdicts(compared(old, new)).values()) == {"fine"}
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "said"),
+    [
+        ("ssh:board", "A Board 4", "`device.model` was `A Board 5`, is `A Board 4`"),
+        ("adb:X", "A Board 5", "`device` was `ssh`, is `adb`"),
+    ],
+)
+def test_another_device_is_not_comparable(bench_document: Callable, name: str, model: str, said: str) -> None:
+    old, new = on_device(bench_document(), "ssh:board"), on_device(bench_document(), name, model)
+    with pytest.raises(NotComparableError, match=said):
+        compared(old, new)
+    with pytest.raises(NotComparableError, match=said):
+        check_plan(parse_document(old, label="old"), BenchSettings(), machine=MACHINE, device=new["device"])
+
+
+def test_a_device_is_not_this_machine_and_other_cores_are_other_settings(bench_document: Callable) -> None:
+    old, new = bench_document(), on_device(bench_document(), "local", None)
+    with pytest.raises(NotComparableError, match="`device` was `none: this machine`, is `local`"):
+        compared(old, new)
+    for document, cores in ((old, [0, 1]), (new, [2, 3])):
+        document["bench"]["gguf-q8_0"]["rows"][0]["cores"] = cores
+        document["device"] = {"name": "local", "model": None}
+    with pytest.raises(NotComparableError, match=r"`cores` was `\[0, 1\]`, is `\[2, 3\]`"):
+        compared(old, new)

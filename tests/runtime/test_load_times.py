@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from ammd.runtime import load_times, memory_split
+from ammd.runtime import memory_split
 from ammd.runtime.child import call
 from ammd.runtime.load_times import measure_loads
+from ammd.runtime.page_cache import drop_from_cache
 
 
 def opening(**changes: Any) -> dict[str, Any]:
@@ -21,21 +22,16 @@ def opening(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def measured(
-    monkeypatch: pytest.MonkeyPatch, openings: list[dict[str, Any]], *, dropped: bool = True
-) -> dict:
+def measured(openings: list[dict[str, Any]], *, dropped: bool = True) -> dict:
     """Return what comes of some openings, cold and warm in turn."""
-    monkeypatch.setattr(load_times, "drop_from_cache", lambda _: dropped)
     waiting = iter(openings)
-    return measure_loads(Path("x"), pairs=len(openings) // 2, open_once=lambda: next(waiting))
+    return measure_loads(pairs=len(openings) // 2, drop=lambda: dropped, open_once=lambda: next(waiting))
 
 
-def test_pairs_give_medians_of_cold_and_of_warm_and_the_weakest_proof(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_pairs_give_medians_of_cold_and_of_warm_and_the_weakest_proof() -> None:
     warm = [opening(load_s=seconds, resident_share=share) for seconds, share in ((0.5, 1.0), (0.7, 0.9))]
     cold = [opening(load_s=seconds, resident_share=share) for seconds, share in ((3.0, 0.0), (5.0, 0.005))]
-    found = measured(monkeypatch, [cold[0], warm[0], cold[1], warm[1]])
+    found = measured([cold[0], warm[0], cold[1], warm[1]])
     assert found["load_note"] is None
     assert (found["load_cold_s"], found["load_warm_s"]) == (4, 0.6)
     assert (found["load_cold_resident_share"], found["load_warm_resident_share"]) == (0.005, 0.9)
@@ -51,11 +47,9 @@ def test_pairs_give_medians_of_cold_and_of_warm_and_the_weakest_proof(
         (0.0, False, "this system drops no files from its page cache"),
     ],
 )
-def test_what_was_not_cold_has_no_cold_time(
-    monkeypatch: pytest.MonkeyPatch, share: float | None, dropped: bool, note: str
-) -> None:
+def test_what_was_not_cold_has_no_cold_time(share: float | None, dropped: bool, note: str) -> None:
     pair = [opening(resident_share=share), opening(resident_share=share)]
-    found = measured(monkeypatch, pair, dropped=dropped)
+    found = measured(pair, dropped=dropped)
     assert found["load_note"] == note
     assert (found["load_cold_s"], found["first_token_cold_s"]) == (None, None)
     assert (found["load_cold_resident_share"], found["load_warm_s"]) == (share, 2)
@@ -66,7 +60,9 @@ def test_cold_model_is_read_from_storage_and_a_warm_one_is_not(
 ) -> None:
     path = make_gguf(wide_checkpoint, tmp_path / "wide-f32.gguf")
     request = {"path": str(path), "threads": 1, "prompt_tokens": 8, "decode_tokens": 2}
-    found = measure_loads(path, pairs=1, open_once=lambda: call("load_child:measure", request))
+    found = measure_loads(
+        pairs=1, drop=lambda: drop_from_cache(path), open_once=lambda: call("load_child:measure", request)
+    )
     if found["load_note"]:
         pytest.skip(f"the file system of temporary files: {found['load_note']}")
     assert found["load_cold_read_bytes"] >= path.stat().st_size > found["load_warm_read_bytes"]

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from ammd.errors import ArtifactError, EngineError
-from ammd.runtime import bench, rounds
+from ammd.runtime import bench, host, rounds
 from ammd.runtime.artifact_ref import ArtifactRef
+from ammd.runtime.host import Here
 from ammd.runtime.rounds import Cell, Course, measure_cells
 from ammd.runtime.settings import BenchSettings
 
@@ -59,7 +60,7 @@ def measured(
 
     wanted = BenchSettings(**({"processes": 2, "max_processes": 2, "retries": 1} | settings))
     cells = [cell for cell in (FIRST, SECOND) if cell.artifact.name in scripts]
-    return order, measure_cells(cells, wanted, measure=measure), wanted
+    return order, measure_cells(cells, wanted, measure=measure, host=Here()), wanted
 
 
 def row_of(course: Course, settings: BenchSettings) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def test_killed_process_ends_its_cell_and_no_other(
     monkeypatch: pytest.MonkeyPatch, more_kills: int, ending: str
 ) -> None:
     counts = iter([3, 3, 3, 3 + more_kills, 4, 4, 4])
-    monkeypatch.setattr(rounds, "oom_kills", lambda: next(counts))
+    monkeypatch.setattr(host, "oom_kills", lambda: next(counts))
     killed = EngineError(
         "the process for `x` was killed by SIGKILL; its last lines:\nabout to load",
         hint="close other programs",
@@ -170,7 +171,7 @@ def test_killed_process_ends_its_cell_and_no_other(
 
 
 def test_kernel_that_does_not_count_leaves_want_of_memory_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "oom_kills", lambda: None)
+    monkeypatch.setattr(host, "oom_kills", lambda: None)
     _, (course,), _ = measured({"a": [EngineError("gone", status=-signal.SIGKILL)]})
     assert course.failure is not None
     assert (course.failure.out_of_memory, course.failure.ended) == (None, "gone")

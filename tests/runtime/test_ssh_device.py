@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import pytest
 
 from ammd.errors import EngineError, RecipeError
 from ammd.runtime import device_bench, ssh_device
+from ammd.runtime.artifact_ref import ArtifactRef
 from ammd.runtime.device import Device
 from ammd.runtime.device_heat import HeatGate
 from ammd.runtime.device_tool import arm64_tool
@@ -205,16 +206,55 @@ def test_llama_bench_measures_over_the_connection(
     (server.client / "there").mkdir()
     (server.client / "there/taskset").write_text('#!/bin/sh\nshift; exec qemu-aarch64 "$@"\n')
     (server.client / "there/taskset").chmod(0o755)
-    settings = BenchSettings(threads=(1,), processes=2, repetitions=2, prompt_tokens=8, decode_tokens=4)
+    settings = BenchSettings(
+        threads=(1,), processes=2, max_processes=2, repetitions=2, prompt_tokens=128, decode_tokens=64
+    )
     heat = HeatGate(max_celsius=100, cool_down_s=0)
     with open_device(server.target) as device:
-        document = device_bench.measure_on_device(device, {"tiny": tiny_gguf}, settings, heat=heat)
+        document = device_bench.measure_on_device(
+            device, [ArtifactRef(name="tiny", path=tiny_gguf)], settings, heat=heat
+        )
     (row,) = document["bench"]["tiny"]["rows"]
     assert row["isa"] == "armv8-a"
     assert row["settings"]["flash_attention"] is True
     assert [len(one["decode_tokens_per_s"]) for one in row["samples"]] == [2, 2]
     assert row["decode_tokens_per_s_min"] > 0
     assert row["peak_rss_bytes"] > row["rss_anon_bytes"] > 0
+
+
+def test_an_onnx_folder_runs_in_the_hosts_python(
+    server: Server, tiny_onnx: Path, few_packages: Callable[..., Path]
+) -> None:
+    """Its Python has onnxruntime, numpy and tokenizers, and neither this project nor onnxruntime-genai."""
+    python = few_packages("python3")
+    settings = BenchSettings(
+        threads=(1,),
+        processes=2,
+        max_processes=2,
+        retries=0,
+        repetitions=2,
+        max_repetitions=2,
+        max_warmup=1,
+        prompt_tokens=8,
+        decode_tokens=4,
+        cold_loads=1,
+    )
+    heat = HeatGate(max_celsius=100, cool_down_s=0)
+    with open_device(server.target) as device:
+        document = device_bench.measure_on_device(
+            device, [ArtifactRef(name="tiny", path=tiny_onnx)], settings, heat=heat, python=str(python)
+        )
+    (row,) = document["bench"]["tiny"]["rows"]
+    assert row["engine"].startswith("onnxruntime 1.")
+    assert 0 < row["token_p50_s"] <= row["token_p99_s"]
+    assert [len(one["ttft_s"]) for one in row["samples"]] == [2, 2]
+    # Linux counts its parts one after the other.
+    assert 1.02 * row["peak_rss_bytes"] >= row["rss_bytes"] > row["idle_rss_bytes"] > 0
+    assert row["load_warm_s"] > 0
+    assert row["decode_of_ceiling"] > 0  # its memory's bandwidth was measured as well
+    assert len(row["states"]) == len(row["noise"]) == 2
+    (modules,) = (server.client / "remote/ammd").glob("ammd-*/ammd")
+    assert sorted(path.name for path in modules.iterdir() if path.is_dir()) == ["__pycache__", "runtime"]
 
 
 @pytest.mark.parametrize(
