@@ -179,7 +179,9 @@ def evaluate(
 
     Example:
         run = Path(summary["path"])
-        judged = ammd.evaluate([student, file], teacher=run / "prepare/teacher", heldout=run / "prepare/heldout.jsonl")
+        judged = ammd.evaluate(
+            [student, file], teacher=run / "prepare/teacher", heldout=run / "prepare/heldout.jsonl"
+        )
         print({name: numbers["rouge_l"] for name, numbers in judged["quality"].items()})
     """
     paths = _paths(models)
