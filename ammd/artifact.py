@@ -162,13 +162,22 @@ def publish(staging: Path, target: Path, manifest: Manifest) -> Manifest:
     """
     try:
         write_json(staging / MANIFEST_NAME, asdict(manifest))
-        for path in staging.rglob("*"):
-            if path.is_file():
-                _flush(path)
+        flush_files(staging)
     except OSError as exc:
         raise ArtifactError(f"cannot publish `{target}`: {exc.strerror}", path=str(target)) from exc
     replace(staging, target)
     return manifest
+
+
+def flush_files(folder: Path) -> None:
+    """Have the system write every file below `folder` to the disk now.
+
+    Raises:
+        OSError: The disk is full or gone.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _flush(path)
 
 
 def replace(source: Path, target: Path) -> None:
@@ -298,11 +307,14 @@ def check_relative(name: str) -> str:
     """Return `name` if it stays inside the folder it is joined to (also used for archive members).
 
     Raises:
-        ArtifactError: The name is absolute, empty or climbs out with `..`.
+        ArtifactError: The name is absolute, empty, climbs out with `..`, has a backslash or colon, which on Windows
+            lead elsewhere, or cannot be printed.
     """
     parts = Path(name).parts
-    if not parts or Path(name).is_absolute() or ".." in parts or "\\" in name or "\0" in name:
-        raise ArtifactError(f"unsafe file name `{name}`", path=name)
+    leaves = Path(name).is_absolute() or ".." in parts or "\\" in name or ":" in name
+    if not parts or leaves or not name.isprintable():
+        shown = name if name.isprintable() else ascii(name)[1:-1]
+        raise ArtifactError(f"unsafe file name `{shown}`", path=shown)
     return name
 
 
