@@ -18,6 +18,7 @@ from ammd.errors import INTERRUPTED, AmmdError
 
 from .cli_files import FILES
 from .cli_options import Screen, examples
+from .cli_release import RELEASE
 from .cli_runs import LOOKING, PATH
 
 
@@ -77,5 +78,5 @@ def ammd_command(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (*PATH, *FILES, *LOOKING):
+for _command in (*PATH, *FILES, *RELEASE, *LOOKING):
     ammd_command.add_command(_command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -59,7 +60,7 @@ def export(
 @click.command(
     epilog=examples(
         "ammd verify student-q8_0.gguf --against student",
-        "ammd verify runs/quickstart/3f9a01c2/export/student-f16.gguf --json",
+        "ammd verify tiny-android.tar.zst --public-key minisign.pub --unpack tiny",
     )
 )
 @click.argument("file", type=_PATH)
@@ -71,6 +72,12 @@ def export(
     type=_PATH,
     help="JSONL of a prepare stage, or of prompts.  [default: the run's, else the packaged prompts]",
 )
+@click.option(
+    "--public-key", metavar="KEY", help="Of a bundle: minisign key (file or line) that has to have signed it."
+)
+@click.option(
+    "--unpack", type=_PATH, metavar="FOLDER", help="Of a bundle's archive: write its files there, if right."
+)
 @engine_option
 @set_option
 @json_option
@@ -79,22 +86,50 @@ def verify(
     file: Path,
     against: Path | None,
     heldout: Path | None,
+    public_key: str | None,
+    unpack: Path | None,
     engine: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Prove FILE against its checkpoint.
+    """Prove FILE against its checkpoint, or check a bundle.
 
     Complete and unaltered, same sizes, token ids, chat template and end tokens; KL, top-1 agreement, perplexity,
     first divergence of greedy text. A file that lies in no run and is compared with nothing is looked at by
     itself: complete, its chats render, its text comes back from its tokens, it answers. `--set` takes the keys of a
     recipe's [verify] section.
+
+    Of a bundle, folder or .tar.zst: every hash, nothing missing, nothing more, and with `--public-key` the signature.
     """
+    from .bundle_manifest import is_bundle
+
+    if is_bundle(file):
+        _refuse_given(
+            ["--against", "--heldout", "--engine", "--set"], [against, heldout, engine, overrides], "a model"
+        )
+        _verify_bundle(file, public_key=public_key, unpack=unpack, as_json=as_json)
+        return
+    _refuse_given(["--public-key", "--unpack"], [public_key, unpack], "a bundle")
     from .api import verify as prove
     from .table import facts_table
 
     document = prove(file, against=against, heldout=heldout, engine=engine, settings=overrides)
     emit(document, lambda: [facts_table(document["parity"], title="parity")], as_json=as_json)
+
+
+def _refuse_given(options: Sequence[str], values: Sequence[object], kind: str) -> None:
+    for option, value in zip(options, values, strict=True):
+        if value:
+            raise click.UsageError(f"`{option}` is for the check of {kind}, which FILE is not")
+
+
+def _verify_bundle(bundle: Path, *, public_key: str | None, unpack: Path | None, as_json: bool) -> None:
+    from .bundle_verify import describe, verify_bundle
+
+    found = verify_bundle(bundle, public_key=public_key, unpack_to=unpack)
+    emit(found, lambda: [describe(found)], as_json=as_json)
+    if unpack:
+        click.echo(found["path"], err=True)
 
 
 @click.command(

@@ -19,15 +19,23 @@ from .recipe_document import BUILTIN
 QUESTION = "Why is the sky blue?"
 _EXPORT = "export"
 _CONTEXT_TOKENS = 1024  # of the examples, at most
-_FORMATS = {"gguf": "GGUF", "onnx-genai": "ONNX"}
+_FORMATS = {"gguf": "GGUF", "onnx-genai": "ONNX", "onnx": "ONNX"}
+LOADERS = {
+    "gguf": "llama.cpp",
+    "onnx-genai": "onnxruntime-genai",
+    "onnx": "onnxruntime",
+}  # that it is made for
 
 
-def render_card(summary: Mapping[str, Any], *, model_context_tokens: int | None) -> str:
+def render_card(
+    summary: Mapping[str, Any], *, model_context_tokens: int | None, paths: Mapping[str, str] | None = None
+) -> str:
     """Return the card.
 
     Args:
-        summary: The run's document.
+        summary: The run's document; of a bundle, with only the artifacts in it.
         model_context_tokens: The longest text that it reads, if its config says so.
+        paths: Where each file lies in a bundle, by name; None where the card is for the run's own folder.
     """
     import jinja2
 
@@ -44,29 +52,39 @@ def render_card(summary: Mapping[str, Any], *, model_context_tokens: int | None)
         context_tokens=min(_CONTEXT_TOKENS, model_context_tokens or _CONTEXT_TOKENS),
         number=_number,
         measurement=_measurement,
-        **_files(summary),
+        imatrix_path=f"{_EXPORT}/{summary['imatrix']['path']}" if summary["imatrix"] and not paths else None,
+        recipe_path="manifest.json" if paths else "recipe.toml",
+        **_files(summary, paths),
         **_origin(summary),
         **_quality(summary),
     )
     return text.rstrip("\n") + "\n"
 
 
-def _files(summary: Mapping[str, Any]) -> dict[str, Any]:
+def read_context_tokens(checkpoint: Path) -> int | None:
+    """Return how long a text a checkpoint's config says that it reads."""
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    found = config.get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
+def _files(summary: Mapping[str, Any], given: Mapping[str, str] | None) -> dict[str, Any]:
     rows = summary["artifacts"]
-    paths = {row["name"]: f"{_EXPORT}/{Path(row['path']).name}" for row in rows}
+    paths = given or {row["name"]: f"{_EXPORT}/{Path(row['path']).name}" for row in rows}
 
     def smallest(kind: str) -> str | None:
         found = [row for row in rows if row["format"] == kind]
         return paths[min(found, key=lambda row: row["bytes"])["name"]] if found else None
 
     formats = list(dict.fromkeys(_FORMATS[row["format"]] for row in rows))
-    tags = [text.lower() for text in formats]
-    tags += ["llama.cpp"] * ("GGUF" in formats) + ["onnxruntime-genai"] * ("ONNX" in formats)
+    loaders = list(dict.fromkeys(LOADERS[row["format"]] for row in rows))
+    tags = [*(text.lower() for text in formats), *loaders]
     return {
         "paths": paths,
         "gguf": smallest("gguf"),
         "onnx": smallest("onnx-genai"),
         "formats": " and ".join(formats),
+        "library": loaders[0] if loaders else "transformers",
         "tags": [*tags, "distillation", "ammd"],
         "notes": {row["name"]: found for row in rows if (found := file_notes(row))},
         "proofs": {row["name"]: _proofs(row["parity"]) for row in rows},

@@ -22,12 +22,12 @@ from .bench_tables import bench_blocks, notes_of
 from .cache import Done
 from .columns import show, used_columns, value_of
 from .file_notes import file_notes
-from .model_card import render_card
+from .model_card import read_context_tokens, render_card
 from .open_run import CARD_NAME, RECIPE_NAME, REPORT_NAME, SUMMARY_NAME
 from .plots import draw_curves, draw_trade
 from .profile_tables import profile_tables
 from .recipe import Recipe
-from .runs import read_run, read_summary
+from .runs import read_finished, read_summary
 from .summary import build_summary
 from .table import model_rows
 
@@ -55,15 +55,7 @@ def rebuild_report(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: A stage is missing or altered.
     """
-    from .stages import STAGES
-
-    recipe, done = read_run(folder)
-    if missing := [name for name in STAGES if name not in done]:
-        raise ArtifactError(
-            f"run `{folder}` is not finished: it lacks {', '.join(missing)}",
-            hint=f"`ammd run {folder / RECIPE_NAME}` finishes it",
-            path=str(folder),
-        )
+    recipe, done = read_finished(folder)
     summary = build_summary(recipe, folder, done)
     _write(summary, folder, done)
     return summary
@@ -120,7 +112,8 @@ def _write(summary: dict[str, Any], folder: Path, done: Mapping[str, Done]) -> N
         answers=_read_lines(done["evaluate"].folder / "answers.jsonl"),
         recipe_text=(folder / RECIPE_NAME).read_text(encoding="utf-8"),
     )
-    card = render_card(summary, model_context_tokens=_context_tokens(done["distill"].folder / "student"))
+    context_tokens = read_context_tokens(done["distill"].folder / "student")
+    card = render_card(summary, model_context_tokens=context_tokens)
     for name, text in ((REPORT_NAME, page), (CARD_NAME, card)):
         temporary = folder / f"{name}.tmp"
         temporary.write_text(text, encoding="utf-8")
@@ -134,12 +127,6 @@ def _stored_verdict(folder: Path) -> Any:
         return read_summary(folder).get("budget")
     except ArtifactError:
         return "unreadable"
-
-
-def _context_tokens(checkpoint: Path) -> int | None:
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    found = config.get("max_position_embeddings")
-    return found if isinstance(found, int) else None
 
 
 def _facts(rows: list[dict[str, Any]], section: str) -> tuple[list[str], list[tuple[str, list[str]]]]:

@@ -20,5 +20,5 @@ def check_run(summary: Mapping[str, Any]) -> None:
     folder = Path(summary["path"], "bench")
     check_measured(cells_of_run(summary), hint=f"`ammd run` measures again once `{folder}` is removed")
     check_budget(
-        summary["budget"], hint="everything is written; a changed `[budget]` judges this run again at once"
+        summary["budget"], hint="everything is written; `ammd bundle` takes no file that misses its limits"
     )

@@ -132,6 +132,23 @@ def read_run(folder: Path) -> tuple[Recipe, dict[str, Done]]:
     return load_recipe(folder / RECIPE_NAME, check_files=False), done
 
 
+def read_finished(folder: Path) -> tuple[Recipe, dict[str, Done]]:
+    """Return what `read_run` does, of a run that has all its stages.
+
+    Raises:
+        ArtifactError: A stage is missing or altered.
+        RecipeError: The recipe in the folder is of another version.
+    """
+    recipe, done = read_run(folder)
+    if missing := [name for name in STAGES if name not in done]:
+        raise ArtifactError(
+            f"run `{folder}` is not finished: it lacks {', '.join(missing)}",
+            hint=f"`ammd run {folder / RECIPE_NAME}` finishes it",
+            path=str(folder),
+        )
+    return recipe, done
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
     """Return a finished run's summary document.
 

@@ -169,6 +169,14 @@ def files_table(document: Mapping[str, Any]) -> Table:
     return table
 
 
+def bundle_table(document: Mapping[str, Any]) -> Table:
+    """Return what a bundle holds."""
+    table = build_table(f"written to {document['path']}", "file", ["bytes", "sha256"])
+    for row in document["files"]:
+        table.add_row(escape(row["path"]), f"{row['bytes']:,}", row["sha256"])
+    return table
+
+
 def facts_table(results: Mapping[str, Mapping[str, Any]], *, title: str) -> Table:
     """Return every plain number and word of some models' results, one line each."""
     table = build_table(title, "model", ["what", "value"])

@@ -3,13 +3,18 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ammd.pipeline.bundle import make_bundle
+from ammd.pipeline.bundle_choice import Target
 from ammd.pipeline.cli import main
+from ammd.pipeline.recipe import load_recipe
+from ammd.pipeline.run import run_recipe
 from ammd.pipeline.stages import STAGES
 
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -35,7 +40,10 @@ schemes = ["gguf-f16", "gguf-q8_0"]
 @pytest.fixture
 def recipe_path(tmp_path):
     """A recipe whose teacher and data files lie beside it."""
-    folder = tmp_path / "recipe"
+    return _write_recipe(tmp_path / "recipe")
+
+
+def _write_recipe(folder):
     (folder / "teacher").mkdir(parents=True)
     (folder / "teacher" / "config.json").write_text("{}", encoding="utf-8")
     header = json.dumps({"w": {"dtype": "F32", "shape": [3, 4], "data_offsets": [0, 48]}}).encode()
@@ -51,7 +59,11 @@ def recipe_path(tmp_path):
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     """The stage table with stand-ins; `stand_in.ran()` tells which stages really ran since the last call."""
-    log = tmp_path / "ran.txt"
+    return _set_up_stand_in(tmp_path, monkeypatch)
+
+
+def _set_up_stand_in(folder, monkeypatch):
+    log = folder / "ran.txt"
     monkeypatch.setenv("PYTHONPATH", str(STAND_IN), prepend=os.pathsep)
     monkeypatch.setenv("STAND_IN_LOG", str(log))
     monkeypatch.delenv("STAND_IN_FAULT", raising=False)
@@ -104,3 +116,42 @@ def ammd(monkeypatch, capfd):
         return caught.value.code, out, err
 
     return ammd
+
+
+RELEASED = "export.schemes=['gguf-f16', 'gguf-q8_0', 'gguf-q4_k_m']"
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory):
+    """A finished run of three files on the stand-ins, and a bundle of it: recipe, runs folder, run, bundle."""
+    folder = tmp_path_factory.mktemp("released")
+    recipe_path = _write_recipe(folder / "recipe")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stand_in = _set_up_stand_in(folder, monkeypatch)
+        recipe = load_recipe(recipe_path, overrides=(RELEASED,))
+        summary = run_recipe(recipe, runs_dir=folder / "runs", stages=stand_in.stages)
+    run = folder / "runs" / summary["run"]
+    make_bundle(run, target=Target.ANDROID, out=folder / "out" / "tiny")
+    return recipe_path, folder / "runs", run, folder / "out"
+
+
+@pytest.fixture
+def release_run(tmp_path, released, stand_in):
+    """Give a copy of the finished run, judged anew where its budget is overridden."""
+    recipe_path, runs, run, _ = released
+
+    def release_run(*overrides):
+        shutil.copytree(runs, tmp_path / "runs")
+        recipe = load_recipe(recipe_path, overrides=(RELEASED, *overrides))
+        run_recipe(recipe, runs_dir=tmp_path / "runs", stages=stand_in.stages)
+        assert stand_in.ran() == []
+        return tmp_path / "runs" / run.parent.name / run.name
+
+    return release_run
+
+
+@pytest.fixture
+def bundle(released, tmp_path):
+    """A copy of the bundle's folder; its archive lies beside it."""
+    shutil.copytree(released[3], tmp_path / "out")
+    return tmp_path / "out" / "tiny"

@@ -91,6 +91,13 @@ def test_front_matter_is_what_the_hub_reads(summary):
     assert data.base_model is None
 
 
+def test_a_run_of_standard_onnx_files_alone_has_a_card(summary):
+    summary["artifacts"] = [_artifact("onnx-standard-int8", "onnx", "onnx-standard-int8", 200 << 20)]
+    data = ModelCard(_card(summary)).data
+    assert data.library_name == "onnxruntime"
+    assert data.tags == ["onnx", "onnxruntime", "distillation", "ammd"]
+
+
 def test_numbers_are_the_runs(summary):
     card = _card(summary)
     file = "export/student-q4_k_m.gguf"

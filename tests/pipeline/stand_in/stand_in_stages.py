@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ammd.artifact import hash_file
 from ammd.errors import ParityError
 from ammd.progress import progress
 
@@ -130,7 +131,7 @@ def _export(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
                 "scheme": str(scheme),
                 "path": path.name,
                 "bytes": path.stat().st_size,
-                "sha256": "0" * 64,
+                "sha256": hash_file(path),
                 "bits_per_weight": 8.5,
                 "fallbacks": [
                     {
@@ -150,7 +151,12 @@ def _export(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
 
 
 def _verify(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
-    return {"parity": {row["name"]: {"kl_nats": 1e-5, "faults": []} for row in inputs["artifacts"]}}
+    return {
+        "parity": {
+            row["name"]: {"kl_nats": 1e-5, "faults": [], "sha256": hash_file(Path(row["path"]))}
+            for row in inputs["artifacts"]
+        }
+    }
 
 
 def _evaluate(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:

@@ -1,0 +1,187 @@
+"""A release: a run's chosen files as a folder and an archive, with all that is needed to trust them.
+
+    NAME-TARGET/
+      manifest.json            hashes, origin, proofs, numbers, verdict; manifest.json.minisig if signed
+      MODEL_CARD.md            for readers
+      sbom.cdx.json            CycloneDX: models, data, and the libraries that made them
+      models/                  each GGUF, and each ONNX folder whole, as their loaders take them and as they were proven
+
+The same run gives the same bytes: nothing of this machine or this moment goes in. The time that a component list has
+to have is the run's, or that of SOURCE_DATE_EPOCH.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ammd.artifact import (
+    MANIFEST_NAME,
+    flush_files,
+    hash_file,
+    list_files,
+    remove_partial,
+    replace,
+    staging_folder,
+    whole_record,
+    write_json,
+)
+from ammd.errors import ArtifactError, RecipeError
+
+from .bundle_archive import SUFFIX, write_archive
+from .bundle_choice import Target, budget_of, choose
+from .bundle_manifest import build_manifest, is_bundle
+from .cache import Done, run_lock
+from .model_card import read_context_tokens, render_card
+from .open_run import CARD_NAME
+from .runs import read_finished
+from .sbom import SBOM_NAME, write_sbom
+from .signature import read_secret_key, sign
+from .summary import build_summary
+
+RESULT_SCHEMA = "ammd.release/1"
+EPOCH_VARIABLE = "SOURCE_DATE_EPOCH"
+_MODELS = "models"
+
+
+def make_bundle(
+    run: Path,
+    *,
+    target: Target,
+    names: Sequence[str] = (),
+    out: Path | None = None,
+    key: Path | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write a bundle of a finished run and return where it lies and its manifest.
+
+    Args:
+        run: Folder of the run.
+        target: Where the files are to run; decides which go in and what it is called.
+        names: Of the files that go in instead.
+        out: Folder to write, its archive beside it; None for `NAME-TARGET` here.
+        key: minisign secret key.
+        force: Replace a bundle that is there.
+
+    Raises:
+        ArtifactError: The run is not finished or was altered, or something lies at `out`.
+        RecipeError: The run has no such file, or the key cannot sign.
+        ParityError: A file is not proven.
+        BudgetExceededError: A file misses its budget.
+    """
+    secret = read_secret_key(key) if key else None
+    with run_lock(run):
+        recipe, done = read_finished(run)
+        summary = build_summary(recipe, run, done)
+        rows = choose(summary, target, names)
+        top = f"{recipe.name}-{target.value}"
+        folder = out or Path(top)
+        archive = folder.with_name(folder.name + SUFFIX)
+        _check_free(folder, archive, force=force)
+        for place in (folder, archive):
+            remove_partial(place)
+        with staging_folder(folder) as staging, staging_folder(archive) as packed:
+            paths = _copy_models(rows, staging)
+            _describe(summary, done, rows=rows, paths=paths, target=target, folder=staging)
+            if secret:
+                sign(staging / MANIFEST_NAME, secret)
+            whole = packed / archive.name
+            write_archive(staging, whole, top=top, epoch=epoch_of(summary))
+            flush_files(staging)
+            flush_files(packed)
+            replace(staging, folder)
+            replace(whole, archive)
+    return {
+        "schema": RESULT_SCHEMA,
+        "path": str(folder.resolve()),
+        "archive": str(archive.resolve()),
+        "archive_bytes": archive.stat().st_size,
+        "archive_sha256": hash_file(archive),
+        "signed": secret is not None,
+        "files": [asdict(record) for record in list_files(folder)],
+    }
+
+
+def epoch_of(summary: Mapping[str, Any]) -> int:
+    """Return the time of a bundle in seconds: SOURCE_DATE_EPOCH, else when the last file was measured, else 0.
+
+    Raises:
+        RecipeError: The variable is no such number.
+    """
+    text = os.environ.get(EPOCH_VARIABLE)
+    if text is None:
+        found = [row["bench"].get("measured_at") for row in summary["artifacts"] if row["bench"]]
+        moments = [int(datetime.datetime.fromisoformat(one).timestamp()) for one in found if one]
+        return max(moments, default=0)
+    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 33:  # what a tar can hold
+        raise RecipeError(f"{EPOCH_VARIABLE} is `{text}`, which is no time in seconds")
+    return int(text)
+
+
+def _check_free(folder: Path, archive: Path, *, force: bool) -> None:
+    for place in (folder, archive):
+        if place.exists() and not force:
+            raise ArtifactError(
+                f"`{place}` is there already",
+                hint="`--force` replaces it, `-o` names another",
+                path=str(place),
+            )
+    if folder.exists() and not is_bundle(folder):
+        raise ArtifactError(
+            f"`{folder}` is no bundle, and is not replaced",
+            hint="`-o` names another folder",
+            path=str(folder),
+        )
+
+
+def _copy_models(rows: Sequence[Mapping[str, Any]], staging: Path) -> dict[str, str]:
+    """Copy each model and return where it lies, by name.
+
+    Raises:
+        ArtifactError: What was copied is not what was proven.
+    """
+    paths = {}
+    for row in rows:
+        source = Path(row["path"])
+        place = staging / _MODELS / source.name
+        place.parent.mkdir(exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, place, copy_function=shutil.copyfile)
+        else:
+            shutil.copyfile(source, place)
+        if (found := whole_record(place).sha256) != row["sha256"]:
+            raise ArtifactError(
+                f"`{source}` was altered: its sha256 is not the one in the run's records",
+                path=str(source),
+                expected=row["sha256"],
+                found=found,
+            )
+        paths[row["name"]] = f"{_MODELS}/{source.name}"
+    return paths
+
+
+def _describe(
+    summary: Mapping[str, Any],
+    done: Mapping[str, Done],
+    *,
+    rows: Sequence[Mapping[str, Any]],
+    paths: Mapping[str, str],
+    target: Target,
+    folder: Path,
+) -> None:
+    """Write card, component list and manifest beside the models."""
+    budget = budget_of(summary, {row["name"] for row in rows})
+    manifest = build_manifest(summary, done, target=target.value, rows=rows, paths=paths, budget=budget)
+    card = render_card(
+        {**summary, "artifacts": rows},
+        model_context_tokens=read_context_tokens(done["distill"].folder / "student"),
+        paths=paths,
+    )
+    (folder / CARD_NAME).write_text(card, encoding="utf-8")
+    write_sbom(folder / SBOM_NAME, manifest, files=list_files(folder), epoch=epoch_of(summary))
+    write_json(folder / MANIFEST_NAME, {**manifest, "files": [asdict(one) for one in list_files(folder)]})
