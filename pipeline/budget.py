@@ -26,6 +26,8 @@ _UNITS = {
     "decode_tokens_per_s": "tokens/s",
     "kl_to_teacher_nats": "nats",
 }
+# The teacher's own texts are what ROUGE-L is against, so its score is 1.
+_OF_TEACHER = {"rouge_l": "rouge_l", "rouge_l_reference": "task_score_kept"}
 _SHARES = {f"rouge_l{SHARE}": "ROUGE-L kept", f"rouge_l_reference{SHARE}": "ROUGE-L of references kept"}
 
 
@@ -48,11 +50,11 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
-    """Whose scores are 100 %."""
+class Baseline:
+    """Another run, whose scores are 100 %."""
 
     name: str  # as messages call it
-    quality: Mapping[str, Mapping[str, Any]]  # by file; of the teacher, by any name
+    quality: Mapping[str, Mapping[str, Any]]  # by file
     heldout: str  # hash of the prompts that were answered
 
 
@@ -85,11 +87,11 @@ def judge(
     if not summary["artifacts"]:
         return {"met": None, "rows": []}
     try:
-        reference: Reference | str = _reference(budget, summary, heldout=heldout, runs_dir=runs_dir)
+        baseline: Baseline | str | None = _read_baseline(budget, runs_dir=runs_dir)
     except ArtifactError as exc:  # it was there when the run began
-        reference = str(exc)
+        baseline = str(exc)
     findings = [
-        _compare(row, metric, limit, reference=reference, heldout=heldout)
+        _compare(row, metric, limit, baseline=baseline, heldout=heldout)
         for row in summary["artifacts"]
         for metric, limit in budget.limits_of(row["name"]).items()
     ]
@@ -139,10 +141,10 @@ def show_value(row: Mapping[str, Any], key: str) -> str:
 
 
 def _compare(
-    row: Mapping[str, Any], metric: str, limit: float, *, reference: Reference | str, heldout: str
+    row: Mapping[str, Any], metric: str, limit: float, *, baseline: Baseline | str | None, heldout: str
 ) -> Finding:
     if metric.endswith(SHARE):
-        value, why = _share(row, metric.removesuffix(SHARE), reference=reference, heldout=heldout)
+        value, why = _share(row, metric.removesuffix(SHARE), baseline=baseline, heldout=heldout)
         return _finding(row["name"], metric, limit, value=value, why=why)
     column = column_of(metric)
     value = value_of(row, column)
@@ -209,23 +211,25 @@ def _better(metric: str) -> Better:
 
 
 def _share(
-    row: Mapping[str, Any], score: str, *, reference: Reference | str, heldout: str
+    row: Mapping[str, Any], score: str, *, baseline: Baseline | str | None, heldout: str
 ) -> tuple[float | None, str]:
-    """Return which share of the reference's score a file keeps, or why that cannot be said."""
-    if isinstance(reference, str):
-        return None, reference
+    """Return which share of the teacher's or the baseline's score a file keeps, or why that cannot be said."""
     name, own = row["name"], row["quality"] or {}
-    other = reference.quality.get(name)
-    if other is None:
-        return None, f"{reference.name} has no `{name}`"
-    found, whole = own.get(score), other.get(score)
+    if isinstance(baseline, str):
+        return None, baseline
+    found = own.get(_OF_TEACHER[score] if baseline is None else score)
     if found is None:
         return None, "it was not measured"
-    if not whole:
-        return None, f"{reference.name} has {'no' if whole is None else 'nothing in'} `{score}`"
-    if reference.heldout != heldout:
-        return None, f"{reference.name} answered other prompts"
-    return found / whole, _unlike(own, other, reference.name)
+    if baseline is None:
+        return found, ""
+    other = baseline.quality.get(name)
+    if other is None:
+        return None, f"{baseline.name} has no `{name}`"
+    if not (whole := other.get(score)):
+        return None, f"{baseline.name} has {'no' if whole is None else 'nothing in'} `{score}`"
+    if baseline.heldout != heldout:
+        return None, f"{baseline.name} answered other prompts"
+    return found / whole, _unlike(own, other, baseline.name)
 
 
 def _unlike(own: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
@@ -233,16 +237,12 @@ def _unlike(own: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
     return "" if counts[0] == counts[1] else f"on {counts[0]} prompts, {name} on {counts[1]}"
 
 
-def _reference(
-    budget: BudgetSettings, summary: Mapping[str, Any], *, heldout: str, runs_dir: Path
-) -> Reference:
+def _read_baseline(budget: BudgetSettings, *, runs_dir: Path) -> Baseline | None:
     folder = find_baseline(budget, runs_dir=runs_dir)
     if folder is None:
-        teacher = next((row["quality"] for row in summary["models"] if row["name"] == "teacher"), None)
-        names = [row["name"] for row in summary["artifacts"]]
-        return Reference(name="the teacher", quality=dict.fromkeys(names, teacher or {}), heldout=heldout)
+        return None
     found = read_summary(folder)
-    return Reference(
+    return Baseline(
         name=f"the baseline {found['run']}",
         quality={row["name"]: row["quality"] for row in found["artifacts"] if row["quality"]},
         heldout=read_manifest(folder / "evaluate").inputs["heldout"],

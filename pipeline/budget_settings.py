@@ -20,8 +20,7 @@ class KeptSettings(Settings):
     """ROUGE-L against the teacher's answers; the teacher's own is 1."""
 
     rouge_l_reference: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """ROUGE-L against the data's own responses. Let files answer as many prompts as checkpoints
-    (`evaluate.file_prompts`), or other prompts are part of the difference."""
+    """ROUGE-L against the data's own responses, the task score; of the teacher it is the share on the same prompts."""
 
 
 class LimitSettings(Settings):

@@ -19,7 +19,7 @@ from ammd.errors import ArtifactError
 from .cache import Done
 from .license_note import license_lines
 from .model_card import LOADERS
-from .recipe import BUILTIN
+from .recipe_document import BUILTIN
 
 SCHEMA = "ammd.bundle/1"
 

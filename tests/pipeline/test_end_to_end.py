@@ -1,12 +1,16 @@
 """`ammd run` with the real stages, on a random model of four layers: every file, every number, twice."""
 
+import getpass
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 RECIPE = """\
 name = "tiny"
@@ -87,6 +91,24 @@ def run_examples(folder):
         assert done.stdout
 
 
+def check_release(run, folder):
+    """Bundle a run, unpack it elsewhere, and use it there as its card says."""
+    document = json.loads(ammd("bundle", run, "--for", "desktop", "-o", folder / "release", "--json"))
+    assert "all as they were made" in ammd("verify", document["archive"], "--unpack", folder / "got")
+    run_examples(folder / "got")
+    written = [path for path in (folder / "got").rglob("*") if path.is_file()]
+    assert len(written) > 8
+    words = [str(folder), "/home/", getpass.getuser() + "@", socket.gethostname()]
+    texts = {path: path.read_bytes() for path in written}
+    assert [
+        (path.name, word) for path, text in texts.items() for word in words if word.encode() in text
+    ] == []
+    parts = (folder / "got" / "sbom.cdx.json").read_text(encoding="utf-8")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(parts) is None
+    again = json.loads(ammd("bundle", run, "--for", "desktop", "-o", folder / "again", "--json"))
+    assert again["archive_sha256"] == document["archive_sha256"]
+
+
 @pytest.mark.real
 def test_recipe_to_report_and_again(recipe, tmp_path):
     runs = tmp_path / "runs"
@@ -111,6 +133,7 @@ def test_recipe_to_report_and_again(recipe, tmp_path):
     assert summary["measured_on"]["cores"] == summary["machine"]["cores"]  # all on this machine
     assert summary["origin"]["teacher"]["revision"].startswith("sha256:")
     run_examples(Path(summary["path"]))
+    check_release(summary["path"], tmp_path)
 
     again = json.loads(ammd("run", recipe, "--runs-dir", runs, "--json"))
     assert all(row["cached"] for row in again["stages"])
