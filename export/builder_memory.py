@@ -12,10 +12,12 @@ from __future__ import annotations
 import functools
 import gc
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from .external_weights import is_outside, move_out, read_array, rows_in_pieces
 
 if TYPE_CHECKING:
     from onnx import TensorProto
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 # The method that turns the float32 graph into the quantized one, by release of the builder.
 _QUANTIZING = ("to_nbits", "to_int4")
 _ROUNDING = ("quant_tensor", "quant_tensor_k_quant_cpu", "quant_tensor_k_quant_cuda")
-_PIECE_WEIGHTS = 1 << 20
 
 
 def quantize_from_disk(model_class: Any, scratch: Path) -> None:
@@ -61,9 +62,7 @@ def write_in_pieces(model_class: Any) -> None:
             self._source = source
 
         def tofile(self, file: Any) -> None:
-            step = max(1, _PIECE_WEIGHTS // self._source.shape[1])
-            for first in range(0, len(self._source), step):
-                rows = self._source[first : first + step]
+            for rows in rows_in_pieces(self._source):
                 file.write(rows.detach().float().contiguous().numpy().data)
 
     @functools.wraps(make)
@@ -100,7 +99,7 @@ def round_columns_in_pieces(quantizer_class: Any, scratch: Path) -> None:
 
 
 def _in_pieces(rounds: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the same function, which takes a matrix [outputs, inputs] about `_PIECE_WEIGHTS` at a time.
+    """Return the same function, which takes a matrix [outputs, inputs] some rows at a time.
 
     Returns what it returns: quantized weights [blocks, block size], scales and zero points [blocks, 1].
     """
@@ -109,12 +108,10 @@ def _in_pieces(rounds: Callable[..., Any]) -> Callable[..., Any]:
     def in_pieces(data: Any, num_bits: int = 4, group_size: int = 32, *options: Any) -> tuple[Any, Any, Any]:
         import numpy as np
 
-        step = max(1, _PIECE_WEIGHTS // data.shape[1])
         whole = np.empty((data.size // group_size, group_size), np.uint8)
         rest, end = [], 0
-        for first in range(0, len(data), step):
-            piece = np.array(data[first : first + step])
-            quantized, scale, zero_point = rounds(piece, num_bits, group_size, *options)
+        for rows in rows_in_pieces(data):
+            quantized, scale, zero_point = rounds(np.array(rows), num_bits, group_size, *options)
             whole[end : end + len(quantized)] = quantized
             end += len(quantized)
             rest.append((scale.astype(data.dtype), zero_point))
@@ -125,7 +122,7 @@ def _in_pieces(rounds: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _by_columns(rounds: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the same method, which takes a matrix [inputs, outputs] about `_PIECE_WEIGHTS` at a time.
+    """Return the same method, which takes a matrix [inputs, outputs] some columns at a time.
 
     Returns what it returns: quantized weights, scales and zero points, [outputs, ...].
     """
@@ -134,11 +131,7 @@ def _by_columns(rounds: Callable[..., Any]) -> Callable[..., Any]:
     def by_columns(self: Any, matrix: Any) -> tuple[Any, ...]:
         import numpy as np
 
-        step = max(1, _PIECE_WEIGHTS // len(matrix))
-        pieces = [
-            rounds(self, np.array(matrix[:, first : first + step]))
-            for first in range(0, matrix.shape[1], step)
-        ]
+        pieces = [rounds(self, np.array(rows.T)) for rows in rows_in_pieces(matrix.T)]
         return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
 
     return by_columns
@@ -154,18 +147,7 @@ def _mapped(reads: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(reads)
     def mapped(tensor: TensorProto, base_dir: str = "") -> Any:
-        from onnx import TensorProto, helper
-
-        if tensor.data_location != TensorProto.EXTERNAL:
-            return reads(tensor, base_dir=base_dir)
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        return Mapped(
-            Path(base_dir) / place["location"],
-            dtype=helper.tensor_dtype_to_np_dtype(tensor.data_type),
-            mode="r",
-            offset=int(place.get("offset", 0)),
-            shape=tuple(tensor.dims),
-        )
+        return read_array(tensor, base_dir).view(Mapped) if is_outside(tensor) else reads(tensor, base_dir)
 
     return mapped
 
@@ -176,7 +158,7 @@ def _kept_in(path: Path, makes: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(makes)
     def kept(*arguments: Any, **options: Any) -> Any:
         node, tensors = makes(*arguments, **options)
-        _move(tensors, path)
+        move_out(tensors, path)
         return node, tensors
 
     return kept
@@ -203,22 +185,8 @@ def _apart(path: Path, quantizes: Callable[..., Any]) -> Callable[..., Any]:
         alone = GraphProto(initializer=[matrix])
         nodes = quantizes(self, node, [alone])
         made = list(alone.initializer)[1:]
-        _move(made, path)
+        move_out(made, path)
         owner.initializer.extend(made)
         return nodes
 
     return apart
-
-
-def _move(tensors: Iterable[TensorProto], path: Path) -> None:
-    """Write the tensors' content to the end of `path`, and let them say so."""
-    from onnx import TensorProto
-
-    with path.open("ab") as target:
-        for tensor in tensors:
-            place = {"location": path.name, "offset": target.tell(), "length": len(tensor.raw_data)}
-            target.write(tensor.raw_data)
-            tensor.ClearField("raw_data")
-            tensor.data_location = TensorProto.EXTERNAL
-            for key, value in place.items():
-                tensor.external_data.add(key=key, value=str(value))

@@ -23,12 +23,14 @@ may overflow; ARM processors and newer x86 ones do not need it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .standard_graph import find_lookup, initializers, set_initializers, set_nodes, weight_products
+from .external_weights import read_array, rows_in_pieces
+from .standard_graph import Contents, find_lookup, initializers, set_initializers, set_nodes, weight_products
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,12 +47,13 @@ _READ_TOKENS = 64
 class _Stored:
     """A matrix in int8."""
 
-    values: TensorProto  # of the matrix's shape
+    values: TensorProto  # of the matrix's shape, without its numbers
     scales: TensorProto  # float32, one for each output or token
+    pieces: Callable[[], Iterable[memoryview]]  # the numbers of `values`
 
 
-def quantize_int8(graph: GraphProto, *, float_products: Collection[str] = ()) -> None:
-    """Rewrite a float32 graph in place.
+def quantize_int8(graph: GraphProto, *, float_products: Collection[str] = ()) -> Contents:
+    """Rewrite a float32 graph in place, and return what gives its matrices.
 
     Args:
         graph: As the exporter leaves it.
@@ -78,20 +81,19 @@ def quantize_int8(graph: GraphProto, *, float_products: Collection[str] = ()) ->
                 rounded.add(source)
             nodes += _int8_product(node, stored[node.input[1]])
     set_nodes(graph, nodes)
-    kept = [tensor for tensor in graph.initializer if tensor.name not in stored]
-    set_initializers(graph, [*kept, *(part for one in stored.values() for part in (one.values, one.scales))])
+    return _put(graph, stored)
 
 
-def quantize_lookup(graph: GraphProto) -> None:
+def quantize_lookup(graph: GraphProto) -> Contents:
     """Store an embedding of its own in int8, one scale for each token, and leave the products as they are."""
     lookup = find_lookup(graph)
-    stored = _quantize(initializers(graph)[lookup.input[0]], summed_axis=1)
+    table = lookup.input[0]
+    stored = _quantize(initializers(graph)[table], summed_axis=1)
     nodes: list[NodeProto] = []
     for node in graph.node:
         nodes += _lookup(node, stored) if node.name == lookup.name else [node]
     set_nodes(graph, nodes)
-    kept = [tensor for tensor in graph.initializer if tensor.name != lookup.input[0]]
-    set_initializers(graph, [*kept, stored.values, stored.scales])
+    return _put(graph, {table: stored})
 
 
 def wide_products(path: Path) -> frozenset[str]:
@@ -108,7 +110,9 @@ def wide_products(path: Path) -> frozenset[str]:
     )
     probe = path.with_name("probe.onnx")
     onnx.save(model, probe)
-    session = onnxruntime.InferenceSession(probe, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of all matrices
+    session = onnxruntime.InferenceSession(probe, options, providers=["CPUExecutionProvider"])
     tokens = np.arange(_READ_TOKENS, dtype=np.int64)[None]
     feed = {
         "input_ids": tokens * (session.get_outputs()[0].shape[2] // _READ_TOKENS),
@@ -130,21 +134,34 @@ def _step(values: NDArray[np.float32]) -> float:
     return float((values.max() - values.min()) / _STEPS / max(float(np.median(np.abs(values))), 1e-30))
 
 
+def _put(graph: GraphProto, stored: Mapping[str, _Stored]) -> Contents:
+    """Let the graph hold these instead of the matrices that they were made of, by whose names they are given."""
+    kept = [tensor for tensor in graph.initializer if tensor.name not in stored]
+    set_initializers(graph, [*kept, *(part for one in stored.values() for part in (one.values, one.scales))])
+    return {one.values.name: one.pieces for one in stored.values()}
+
+
 def _quantize(tensor: TensorProto, *, summed_axis: int) -> _Stored:
     """Round a matrix; the scales stretch along the axis that a product does not sum over."""
     import numpy as np
-    from onnx import numpy_helper
+    from onnx import TensorProto, numpy_helper
 
-    weights = numpy_helper.to_array(tensor)
-    largest = np.abs(weights).max(axis=summed_axis, keepdims=True)
-    scales = np.where(largest > 0, largest / np.float32(_LARGEST), np.float32(1)).astype(np.float32)
-    values = np.rint(weights / scales).astype(np.int8)
-    if summed_axis == 0:
-        scales = scales[0]
+    weights = read_array(tensor)
+    largest = [np.abs(rows).max(axis=summed_axis, keepdims=True) for rows in rows_in_pieces(weights)]
+    joined = np.max(largest, axis=0) if summed_axis == 0 else np.concatenate(largest)
+    scales = np.where(joined > 0, joined / np.float32(_LARGEST), np.float32(1)).astype(np.float32)
     return _Stored(
-        values=numpy_helper.from_array(values, f"{tensor.name}/int8"),
-        scales=numpy_helper.from_array(scales, f"{tensor.name}/scale"),
+        values=TensorProto(name=f"{tensor.name}/int8", dims=tensor.dims, data_type=TensorProto.INT8),
+        scales=numpy_helper.from_array(scales[0] if summed_axis == 0 else scales, f"{tensor.name}/scale"),
+        pieces=partial(_rounded, weights, np.broadcast_to(scales, weights.shape)),
     )
+
+
+def _rounded(weights: NDArray[np.float32], scales: NDArray[np.float32]) -> Iterator[memoryview]:
+    import numpy as np
+
+    for rows, steps in zip(rows_in_pieces(weights), rows_in_pieces(scales), strict=True):
+        yield np.rint(rows / steps).astype(np.int8).data
 
 
 def _rounded_input(source: str) -> NodeProto:

@@ -33,8 +33,7 @@ _TOKENIZER_BYTES = 16 << 20  # vocabulary and merges, in each file
 _ONNX_SCRATCH_BYTES_PER_WEIGHT = 5.2  # the float32 graph and what is rounded, before the file is written
 _LIBRARIES_BYTES = 450 << 20  # torch, transformers and a tokenizer
 _FLOAT32_BYTES = 4
-_GGUF_COPIES, _ONNX_COPIES = 1.5, 2.0  # of the largest tensor, in float32
-_TRACE_BYTES_PER_WEIGHT = 20  # optimum's tracer holds the model and its graph, several times over
+_GGUF_COPIES, _ONNX_COPIES, _STANDARD_COPIES = 1.5, 2.0, 1.5  # of the largest tensor, in float32
 _IMATRIX_BYTES_PER_WEIGHT = 6  # the checkpoint in float32, with a batch of texts
 _MIXTURE_BYTES_PER_WEIGHT = 28  # with its gradients, and errors of seven types
 
@@ -44,17 +43,18 @@ def disk_bytes(facts: CheckpointFacts, settings: ExportSettings) -> int:
     written = set(settings.schemes)
     if any(mix_of(scheme) for scheme in settings.schemes) or Scheme.GGUF_MIXED in written:
         written.add(Scheme.GGUF_F16)
+    if standard := written & set(STANDARD_SCHEMES):
+        written.add(Scheme.ONNX_STANDARD_FP32)
     each = [_DISK_BYTES_PER_WEIGHT.get(scheme, _QUANTIZED_BYTES_PER_WEIGHT) for scheme in written]
     if quantized := written & {Scheme.ONNX_INT4, Scheme.ONNX_INT8}:
         each.append(_ONNX_SCRATCH_BYTES_PER_WEIGHT)
+    if Scheme.ONNX_STANDARD_INT4 in written:
+        each.append(_DISK_BYTES_PER_WEIGHT[Scheme.ONNX_STANDARD_INT4])  # what is rounded, before the file is
     weights = sum(each) * facts.parameters
     if not facts.tied_head:  # an embedding of its own stays float32
         weights += _FLOAT32_BYTES * facts.embedding_weights * len(quantized)
-    if standard := written & set(STANDARD_SCHEMES):
-        # The trace, with a tied head twice, and the float32 graph made of it.
-        weights += _FLOAT32_BYTES * (2 * facts.parameters + facts.embedding_weights)
-        if settings.onnx.ort_format:
-            weights += sum(_DISK_BYTES_PER_WEIGHT[scheme] for scheme in standard) * facts.parameters
+    if settings.onnx.ort_format:
+        weights += sum(_DISK_BYTES_PER_WEIGHT[scheme] for scheme in standard) * facts.parameters
     return int(weights) + len(written) * _TOKENIZER_BYTES
 
 
@@ -65,7 +65,7 @@ def memory_bytes(facts: CheckpointFacts, settings: ExportSettings) -> int:
     if set(settings.schemes) & set(ONNX_SCHEMES):
         steps.append(_ONNX_COPIES * largest)
     if set(settings.schemes) & set(STANDARD_SCHEMES):
-        steps.append(_TRACE_BYTES_PER_WEIGHT * facts.parameters)
+        steps.append(_STANDARD_COPIES * largest)
     if settings.imatrix is not None:
         steps.append(_IMATRIX_BYTES_PER_WEIGHT * facts.parameters)
     if settings.mixed is not None:
@@ -83,7 +83,7 @@ def check_memory(facts: CheckpointFacts, settings: ExportSettings) -> None:
     if free < need:
         raise ExportError(
             f"the export needs about {need / 2**20:.0f} MiB of memory, {free / 2**20:.0f} MiB are available",
-            hint="close other programs, or leave out `gguf-mixed`, `imatrix`, `onnx-standard`: they run the model",
+            hint="close other programs, or leave out `gguf-mixed` and `imatrix`, which run the model",
             expected=need,
             found=free,
         )

@@ -7,33 +7,39 @@ a norm and scores of attention pass its largest number, and positions above 2048
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ammd.errors import ExportError
 
-from .standard_graph import find_lookup, set_initializers, set_nodes, weight_products
+from .external_weights import read_array, rows_in_pieces
+from .standard_graph import Contents, find_lookup, set_nodes, weight_products
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, NodeProto, TensorProto
+    import numpy as np
+    from numpy.typing import NDArray
+    from onnx import GraphProto, NodeProto
 
 _WIDE = "/float32"
 _NARROW = "/float16"
 
 
-def halve_weights(graph: GraphProto) -> None:
-    """Rewrite a float32 graph in place.
+def halve_weights(graph: GraphProto) -> Contents:
+    """Rewrite a float32 graph in place, and return what gives its matrices.
 
-    Raises:
-        ExportError: A weight is larger than float16 can hold.
+    These raise ExportError where a weight is larger than float16 can hold.
     """
     from onnx import TensorProto
 
     lookup = find_lookup(graph)
     products = weight_products(graph)
     matrices = {weight.name for _, weight in products} | {lookup.input[0]}
-    set_initializers(
-        graph, [_halved(tensor) if tensor.name in matrices else tensor for tensor in graph.initializer]
-    )
+    contents = {}
+    for tensor in graph.initializer:
+        if tensor.name in matrices:
+            contents[tensor.name] = partial(_halves, tensor.name, read_array(tensor))
+            tensor.data_type = TensorProto.FLOAT16
     cache = [
         value
         for value in [*graph.input, *graph.output]
@@ -43,6 +49,7 @@ def halve_weights(graph: GraphProto) -> None:
         value.type.tensor_type.elem_type = TensorProto.FLOAT16
     in_half = {node.output[0] for node, _ in products} | {lookup.output[0]}
     set_nodes(graph, _with_casts(graph, in_half=in_half, cache={value.name for value in cache}))
+    return contents
 
 
 def _with_casts(graph: GraphProto, *, in_half: set[str], cache: set[str]) -> list[NodeProto]:
@@ -85,15 +92,14 @@ def _cast(source: str, target: str, *, to_half: bool) -> NodeProto:
     return helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=kind)
 
 
-def _halved(tensor: TensorProto) -> TensorProto:
+def _halves(name: str, matrix: NDArray[np.float32]) -> Iterator[memoryview]:
     import numpy as np
-    from onnx import numpy_helper
 
-    weights = numpy_helper.to_array(tensor)
-    if np.abs(weights).max(initial=0) > np.finfo(np.float16).max:
-        raise ExportError(
-            f"`{tensor.name}` has weights that float16 cannot hold",
-            hint="leave `onnx-standard-fp16` out",
-            tensor=tensor.name,
-        )
-    return numpy_helper.from_array(weights.astype(np.float16), tensor.name)
+    for rows in rows_in_pieces(matrix):
+        if np.abs(rows).max(initial=0) > np.finfo(np.float16).max:
+            raise ExportError(
+                f"`{name}` has weights that float16 cannot hold",
+                hint="leave `onnx-standard-fp16` out",
+                tensor=name,
+            )
+        yield rows.astype(np.float16).data

@@ -34,8 +34,8 @@ from .quantize_gguf import quantize_gguf
 from .schemes import CONVERTED, GGUF_SCHEMES, ONNX_SCHEMES, STANDARD_SCHEMES, Scheme, mix_of
 from .settings import ExportSettings, ImatrixSettings, OnnxSettings
 from .to_gguf import write_gguf
-from .to_onnx import WEIGHTS, write_onnx
-from .to_standard_onnx import check_exporter, write_standard_onnx
+from .to_onnx import WEIGHTS, check_blocks, write_onnx
+from .to_standard_onnx import check_exporter, quantize_standard_onnx, write_ort, write_standard_onnx
 
 IMATRIX = "student-imatrix.gguf"
 
@@ -58,7 +58,8 @@ def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[st
     Returns:
         `{"artifacts": [...], "imatrix": ...}`: for each file its name, format, scheme, path (relative to `folder`),
         bytes, sha256, bits per weight, the tensors that are not stored as asked, and seconds and peak memory of making
-        it (the first quantized GGUF's with the conversion and the importance matrix); of that matrix, if there is one,
+        it (the first quantized GGUF's with the conversion and the importance matrix, the first standard ONNX's
+        with the trace); of that matrix, if there is one,
         path, sha256 and how many matrices and tokens it covers.
 
     Raises:
@@ -67,8 +68,7 @@ def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[st
         ExportError: A converter refuses the checkpoint, or there is too little memory.
     """
     facts = read_checkpoint_facts(inputs.checkpoint)
-    if set(settings.schemes) & set(STANDARD_SCHEMES):
-        check_exporter()
+    _check_standard(inputs.checkpoint, settings)
     check_free_disk(folder, need_bytes=disk_bytes(facts, settings), purpose="the export")
     check_memory(facts, settings)
     texts = _texts(inputs, settings)
@@ -116,8 +116,7 @@ def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[st
             more |= {"seconds": round(cost.seconds, 3), "peak_rss_bytes": cost.peak_rss_bytes}
             artifacts.append(_describe(scheme, target, facts, meant=meant) | more)
         report(len(settings.schemes))
-    if Scheme.GGUF_F16 not in settings.schemes:
-        f16.unlink(missing_ok=True)  # it was only the quantizer's source
+    _remove_sources(folder, settings)
     return {"artifacts": artifacts, "imatrix": imatrix}
 
 
@@ -133,15 +132,45 @@ def _convert(checkpoint: Path, target: Path, scheme: Scheme, origin: Mapping[str
         )
 
 
+def _check_standard(checkpoint: Path, settings: ExportSettings) -> None:
+    """Refuse, before any work, what a scheme of standard operators would refuse late."""
+    if set(settings.schemes) & set(STANDARD_SCHEMES):
+        check_exporter()
+    if Scheme.ONNX_STANDARD_INT4 in settings.schemes:
+        check_blocks(checkpoint, settings.onnx, scheme=Scheme.ONNX_STANDARD_INT4)
+
+
+def _remove_sources(folder: Path, settings: ExportSettings) -> None:
+    """Remove what quantizers started from, unless it is wanted itself."""
+    if Scheme.GGUF_F16 not in settings.schemes:
+        (folder / _file_name(Scheme.GGUF_F16)).unlink(missing_ok=True)
+    if Scheme.ONNX_STANDARD_FP32 not in settings.schemes:
+        shutil.rmtree(folder / _file_name(Scheme.ONNX_STANDARD_FP32), ignore_errors=True)
+
+
 def _build(
     checkpoint: Path, target: Path, scheme: Scheme, settings: OnnxSettings, origin: Mapping[str, str]
 ) -> None:
+    metadata = _onnx_metadata(scheme, origin)
+    if scheme in ONNX_SCHEMES:
+        write_onnx(checkpoint, target, precision=scheme.type_name, settings=settings, metadata=metadata)
+        return
+    float32 = target.with_name(_file_name(Scheme.ONNX_STANDARD_FP32))
+    if not float32.exists():  # as the quantizer's source it is made once
+        own = _onnx_metadata(Scheme.ONNX_STANDARD_FP32, origin)
+        write_standard_onnx(checkpoint, float32, metadata=own)
+    if target != float32:
+        precision = scheme.type_name.removeprefix("standard-")
+        quantize_standard_onnx(float32, target, precision=precision, settings=settings, metadata=metadata)
+    if settings.ort_format:
+        write_ort(target)
+
+
+def _onnx_metadata(scheme: Scheme, origin: Mapping[str, str]) -> dict[str, str]:
     metadata = {**origin, **scheme_metadata(scheme)}
     if "general.license" in origin:  # the one key for it that the ONNX standard names
         metadata["model_license"] = origin["general.license"]
-    write = write_standard_onnx if scheme in STANDARD_SCHEMES else write_onnx
-    precision = scheme.type_name.removeprefix("standard-")
-    write(checkpoint, target, precision=precision, settings=settings, metadata=metadata)
+    return metadata
 
 
 def _texts(inputs: ExportInputs, settings: ExportSettings) -> list[Path]:

@@ -2,7 +2,8 @@
 
 `python -m ammd.export.standard_exporter CHECKPOINT TRACE FOLDER` leaves `model.onnx` with its weights beside it in
 FOLDER, in float32; TRACE is a folder to work in.
-optimum traces the model that transformers builds; what is made plain afterwards:
+optimum traces the model that transformers builds, without its weights (`weightless_trace`), which then go from the
+checkpoint to the file some rows at a time. What is made plain in the graph:
 
 - A traced matrix is called after a number of the trace. It gets the checkpoint's name, which conversions go by.
 - The trace holds a head that is tied to the embedding as a second matrix, transposed. The lookup then takes columns
@@ -14,26 +15,33 @@ optimum traces the model that transformers builds; what is made plain afterwards
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ammd.errors import ExportError
+from ammd.safetensors_header import read_headers
 
 from .captured import end_child
 from .checkpoint_facts import read_json
+from .external_weights import rows_in_pieces
+from .mapped_files import released_mappings
 from .standard_graph import (
     GRAPH,
+    SMALLEST_OUTSIDE_BYTES,
+    Contents,
     find_lookup,
-    initializers,
-    load_graph,
     save_graph,
     set_initializers,
-    weight_products,
 )
+from .weightless_trace import ReadMatrix, WeightlessTrace
 
 if TYPE_CHECKING:
+    import torch
     from onnx import GraphProto, ModelProto
 
 _TASK = "text-generation-with-past"
@@ -45,14 +53,17 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         ExportError: optimum does not know the architecture, or the rotary embedding's form is too new for it.
     """
+    import onnx
+
     checkpoint, traced, folder = (Path(argument) for argument in arguments)
-    tied = _trace(checkpoint, traced / GRAPH)
-    model = load_graph(traced / GRAPH)
-    strip_remarks(model)
-    name_weights(model.graph)
-    if tied:
-        tie_head(model.graph)
-    save_graph(model, folder)
+    with released_mappings():
+        matrices, weights = _trace(checkpoint, traced / GRAPH)
+        model = onnx.load(traced / GRAPH)
+        strip_remarks(model)
+        new_names = name_weights(model.graph, matrices)
+        matrices = {new_names.get(name, name): matrix for name, matrix in matrices.items()}
+        tie_head(model.graph, matrices)
+        save_graph(model, folder, put_matrices(model.graph, matrices, weights))
 
 
 def rope_arguments(config: dict[str, Any]) -> dict[str, Any]:
@@ -86,55 +97,85 @@ def strip_remarks(model: ModelProto) -> None:
         del node.metadata_props[:]
 
 
-def name_weights(graph: GraphProto) -> None:
-    """Call each matrix of a product after the checkpoint's tensor, as the node's own name gives it."""
+def name_weights(graph: GraphProto, matrices: Collection[str]) -> Mapping[str, str]:
+    """Call each of the `matrices` in a product after the checkpoint's tensor, as the node's own name gives it.
+
+    Returns:
+        The new names by the old ones.
+    """
     new_names: dict[str, str] = {}
-    for node, weight in weight_products(graph):
-        if found := re.fullmatch(r"/(.+)/MatMul", node.name):
-            new_names.setdefault(weight.name, found[1].replace("/", ".") + ".weight")
+    for node in graph.node:
+        found = re.fullmatch(r"/(.+)/MatMul", node.name)
+        if found and node.op_type == "MatMul" and node.input[1] in matrices:
+            new_names.setdefault(node.input[1], found[1].replace("/", ".") + ".weight")
     for tensor in graph.initializer:
         tensor.name = new_names.get(tensor.name, tensor.name)
     for node in graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = new_names.get(name, name)
+    return new_names
 
 
-def tie_head(graph: GraphProto) -> None:
-    """Let the lookup read the head's matrix, if that is the embedding to the last bit."""
-    import numpy as np
-    from onnx import helper, numpy_helper
+def tie_head(graph: GraphProto, matrices: Mapping[str, ReadMatrix]) -> None:
+    """Let the lookup read the head's matrix, if that is the embedding transposed."""
+    from onnx import helper
 
-    weights = initializers(graph)
     lookup = find_lookup(graph)
-    head = next((weight for node, weight in weight_products(graph) if "lm_head" in node.name), None)
-    embedding = weights[lookup.input[0]]
-    if head is None or not np.array_equal(
-        numpy_helper.to_array(embedding).T, numpy_helper.to_array(head), equal_nan=True
-    ):
+    embedding = matrices.get(lookup.input[0])
+    head = next(
+        (
+            name
+            for name, one in matrices.items()
+            if embedding and one == replace(embedding, is_transposed=True)
+        ),
+        None,
+    )
+    if head is None:
         return
     columns = f"{lookup.name}/columns"
     turn = helper.make_node(
         "Transpose", [columns], list(lookup.output), name=f"{lookup.name}/Transpose", perm=[1, 2, 0]
     )
-    read = helper.make_node("Gather", [head.name, lookup.input[1]], [columns], name=lookup.name, axis=1)
+    read = helper.make_node("Gather", [head, lookup.input[1]], [columns], name=lookup.name, axis=1)
     place = list(graph.node).index(lookup)
     graph.node.remove(lookup)
     graph.node.insert(place, turn)
     graph.node.insert(place, read)
-    set_initializers(graph, [tensor for tensor in graph.initializer if tensor.name != embedding.name])
+    set_initializers(graph, [tensor for tensor in graph.initializer if tensor.name != lookup.input[0]])
 
 
-def _trace(checkpoint: Path, path: Path) -> bool:
-    """Let optimum write the graph; return whether the head is tied."""
+def put_matrices(
+    graph: GraphProto, matrices: Mapping[str, ReadMatrix], weights: Mapping[str, torch.Tensor]
+) -> Contents:
+    """Give the graph's tensors the shapes of the matrices, and return what gives their numbers, in float32."""
+    contents = {}
+    for tensor in graph.initializer:
+        if tensor.name in matrices:
+            matrix = matrices[tensor.name]
+            weight = weights[matrix.parameter]
+            stored = weight.T if matrix.is_transposed else weight
+            tensor.dims[:] = stored.shape
+            contents[tensor.name] = partial(_float32_pieces, stored)
+    return contents
+
+
+def _float32_pieces(matrix: torch.Tensor) -> Iterator[memoryview]:
+    for rows in rows_in_pieces(matrix):
+        yield rows.float().contiguous().numpy().data
+
+
+def _trace(checkpoint: Path, path: Path) -> tuple[Mapping[str, ReadMatrix], Mapping[str, torch.Tensor]]:
+    """Let optimum write the graph without its matrices; return these, and the checkpoint's weights by name."""
     import torch
-    from optimum.exporters.onnx import export
+    from accelerate import init_empty_weights
     from optimum.exporters.tasks import TasksManager
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    importlib.import_module("optimum.exporters.onnx.model_configs")  # makes its models known to the manager
     rope = rope_arguments(read_json(checkpoint / "config.json"))
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype=torch.float32, local_files_only=True, **rope
-    )
+    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, **rope)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     try:
         build_config = TasksManager.get_exporter_config_constructor(
             exporter="onnx", model=model, task=_TASK, library_name="transformers"
@@ -144,9 +185,24 @@ def _trace(checkpoint: Path, path: Path) -> bool:
             f"optimum cannot export a model of type `{model.config.model_type}` with a key-value cache",
             hint="leave the `onnx-standard` schemes out",
         ) from exc
-    config = build_config(model.config, use_past=True, use_past_in_inputs=True)
-    export(model=model, config=config, output=path, opset=config.DEFAULT_ONNX_OPSET)
-    return bool(model.config.tie_word_embeddings)
+    weights = _mapped_weights(checkpoint, config)
+    trace = WeightlessTrace(model, weights, smallest_bytes=SMALLEST_OUTSIDE_BYTES)
+    trace.export(build_config(model.config, use_past=True, use_past_in_inputs=True), path)
+    return trace.matrices, weights
+
+
+def _mapped_weights(checkpoint: Path, config: Any) -> Mapping[str, torch.Tensor]:
+    """Return transformers' own names of the checkpoint's tensors, which stay in their files until they are read."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kinds = {entry["dtype"] for entry in read_headers(checkpoint).values()}
+    # In a type of its own a tensor is a view of its file.
+    dtype = {"F16": torch.float16, "BF16": torch.bfloat16}.get("".join(kinds), torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint, config=config, dtype=dtype, local_files_only=True
+    )
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 if __name__ == "__main__":

@@ -2,41 +2,54 @@
 
 from __future__ import annotations
 
-import stat
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ammd.errors import ExportError
+
+from .external_weights import hold, read_pieces, state_place
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
-_SMALLEST_OUTSIDE_BYTES = 1024  # constants of a few numbers stay in the graph
+# Constants of fewer stay in the graph: onnx's own limit of 1 KiB, in which it counts the head of a Python object.
+SMALLEST_OUTSIDE_BYTES = 991
+Contents = Mapping[str, Callable[[], Iterable[bytes | memoryview]]]
 
 
-def load_graph(path: Path) -> ModelProto:
-    """Read a model with all of its weights."""
-    import onnx
+def save_graph(model: ModelProto, folder: Path, contents: Contents | None = None) -> None:
+    """Write the graph, and its weights one after another under a name relative to it, a piece in memory at a time.
 
-    return onnx.load(path)
-
-
-def save_graph(model: ModelProto, folder: Path) -> None:
-    """Write the graph, and its weights under a name relative to it."""
+    Args:
+        model: Its tensors are changed to say where they are then. Weights outside of it that `contents` does not
+            give are looked for in the current folder.
+        folder: It is created.
+        contents: By name, what gives the bytes of a tensor that are nowhere yet.
+    """
     import onnx
 
     folder.mkdir(parents=True, exist_ok=True)
-    onnx.save(
-        model,
-        folder / GRAPH,
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=WEIGHTS,
-        size_threshold=_SMALLEST_OUTSIDE_BYTES,
-    )
-    # onnx makes it readable for its owner alone.
-    (folder / WEIGHTS).chmod(stat.S_IMODE((folder / GRAPH).stat().st_mode))
+    contents = contents or {}
+    with (folder / WEIGHTS).open("wb") as target:
+        for tensor in model.graph.initializer:
+            pieces = contents[tensor.name]() if tensor.name in contents else read_pieces(tensor)
+            if _bytes(tensor) < SMALLEST_OUTSIDE_BYTES:
+                hold(tensor, b"".join(pieces))
+                continue
+            offset = target.tell()
+            target.writelines(pieces)
+            state_place(tensor, file=WEIGHTS, offset=offset, length=target.tell() - offset)
+    onnx.save(model, folder / GRAPH)
+
+
+def _bytes(tensor: TensorProto) -> int:
+    from onnx import helper
+
+    return math.prod(tensor.dims) * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def initializers(graph: GraphProto) -> Mapping[str, TensorProto]:
@@ -59,10 +72,19 @@ def set_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
 
 
 def find_lookup(graph: GraphProto) -> NodeProto:
-    """Return the node that takes the embeddings of the input's tokens."""
+    """Return the node that takes the embeddings of the input's tokens.
+
+    Raises:
+        ExportError: There is none.
+    """
     stored = initializers(graph)
     lookups = [node for node in graph.node if node.op_type == "Gather" and node.input[1] == "input_ids"]
-    found: NodeProto = next(node for node in lookups if node.input[0] in stored)
+    found: NodeProto | None = next((node for node in lookups if node.input[0] in stored), None)
+    if found is None:
+        raise ExportError(
+            "in the graph of this architecture no stored embedding is read by `input_ids`",
+            hint="leave the `onnx-standard` schemes out",
+        )
     return found
 
 

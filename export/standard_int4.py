@@ -11,7 +11,14 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from .dynamic_int8 import quantize_lookup
-from .standard_graph import find_lookup, initializers, set_initializers, set_nodes, weight_products
+from .standard_graph import (
+    Contents,
+    find_lookup,
+    initializers,
+    set_initializers,
+    set_nodes,
+    weight_products,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +30,8 @@ if TYPE_CHECKING:
 _DOMAIN = "com.microsoft"
 
 
-def quantize_int4(model: ModelProto, settings: OnnxSettings) -> ModelProto:
-    """Return the quantized model; the one given is used up."""
+def quantize_int4(model: ModelProto, settings: OnnxSettings) -> tuple[ModelProto, Contents]:
+    """Return the quantized model, and what gives a matrix that it lacks; the model given is used up."""
     from onnx import helper
 
     lookup = find_lookup(model.graph)
@@ -32,15 +39,14 @@ def quantize_int4(model: ModelProto, settings: OnnxSettings) -> ModelProto:
         node for node, weight in weight_products(model.graph) if node.output[0] == model.graph.output[0].name
     )
     is_tied = lookup.input[0] == head.input[1]
-    if not is_tied:
-        quantize_lookup(model.graph)
+    contents = {} if is_tied else quantize_lookup(model.graph)
     kept = [head.name] if settings.head == "float32" else []
     quantized = _quantize_products(model, settings, finer=finer_products(model.graph, settings), kept=kept)
     if is_tied and not kept:
         _share_lookup(quantized.graph, head_name=head.name)
     if not any(entry.domain == _DOMAIN for entry in quantized.opset_import):
         quantized.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
-    return quantized
+    return quantized, contents
 
 
 def _quantize_products(

@@ -3,8 +3,8 @@
 The graph takes tokens, mask, positions and past keys and values, and gives logits and the longer keys and values;
 attention is spelled out. That is slower than onnxruntime-genai's form, and read by every runtime and converter.
 
-    checkpoint ── optimum ──► float32 graph, head and embedding stored once ──► float16, int8 or int4
-                                                                          └──► model.ort
+    checkpoint ── optimum ──► float32 graph, head and embedding stored once ──► float16, int8, int4
+                                                    └───────────────────────────────┴──► model.ort
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from ammd.artifact import link_or_copy
 from ammd.errors import ExportError
 
 from .captured import run_module
@@ -24,9 +26,9 @@ from .onnx_metadata import state_metadata
 from .optimum_exporter import missing_exporter
 from .settings import OnnxSettings
 from .standard_graph import GRAPH, WEIGHTS
-from .to_onnx import check_blocks
 
 ORT_MODEL = "model.ort"
+_GENERATION = "generation_config.json"
 _COPIED = (
     "config.json",
     "tokenizer.json",
@@ -37,49 +39,72 @@ _COPIED = (
 )
 
 
-def write_standard_onnx(
-    checkpoint: Path,
-    folder: Path,
-    *,
-    precision: str = "fp32",
-    settings: OnnxSettings | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Export an ONNX model of standard operators with the checkpoint's configuration and tokenizer files.
+def write_standard_onnx(checkpoint: Path, folder: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Export a float32 ONNX model of standard operators with the checkpoint's configuration and tokenizer files.
 
     Args:
         checkpoint: A folder that transformers can load.
         folder: The folder to write; it is created.
-        precision: Of the weights: `fp32`, `fp16`, `int8` or `int4`.
-        settings: How to quantize to int4, and whether to write `model.ort` as well; absent stands for the defaults.
         metadata: What the graph says of itself.
 
     Raises:
         ExportError: optimum is missing or does not know the architecture, or the checkpoint names no end token.
     """
-    settings = settings or OnnxSettings()
     check_exporter()
-    if precision == "int4":
-        check_blocks(checkpoint, settings, scheme="onnx-standard-int4")
     ends = end_token_ids(checkpoint)
     if not ends:
         raise ExportError(
             f"`{checkpoint}` names no end token, its ONNX model would never stop",
             hint="set eos_token_id in generation_config.json",
         )
-    with tempfile.TemporaryDirectory(prefix="ammd-onnx-", dir=folder.parent) as scratch:
-        _write_graph(checkpoint, folder, Path(scratch), precision=precision, settings=settings)
-    for name in (GRAPH, WEIGHTS):
-        if not (folder / name).is_file():
-            raise ExportError(f"the ONNX exporter wrote no `{name}`", path=str(folder))
+    with _scratch_beside(folder) as scratch:
+        arguments = [str(checkpoint), str(scratch), str(folder)]
+        _run("standard_exporter", arguments, folder, task=f"export `{checkpoint}` to standard ONNX")
     state_metadata(folder / GRAPH, metadata or {})
-    if settings.ort_format:
-        task = f"write `{ORT_MODEL}` from `{folder / GRAPH}`"
-        run_module("ammd.export.ort_format", [str(folder / GRAPH), str(folder / ORT_MODEL)], task=task)
     for name in _COPIED:
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, folder / name)
     _write_generation_config(checkpoint, folder, ends=ends)
+
+
+def quantize_standard_onnx(
+    source: Path,
+    folder: Path,
+    *,
+    precision: str,
+    settings: OnnxSettings,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Make a model of another precision from one that `write_standard_onnx` wrote.
+
+    Args:
+        source: That one's folder.
+        folder: The folder to write; it is created.
+        precision: Of the weights: `fp16`, `int8` or `int4`.
+        settings: How to quantize to int4.
+        metadata: What the graph says of itself.
+
+    Raises:
+        ExportError: The weights do not fit the precision.
+    """
+    with _scratch_beside(folder) as scratch:
+        for name in (GRAPH, WEIGHTS):
+            link_or_copy(str(source / name), str(scratch / name))
+        arguments = [str(scratch), str(folder), precision, settings.model_dump_json()]
+        _run("standard_quantizer", arguments, folder, task=f"quantize `{source.name}` to {precision}")
+    state_metadata(folder / GRAPH, metadata or {})
+    for name in (*_COPIED, _GENERATION):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def write_ort(folder: Path) -> None:
+    """Write a model's `model.ort` beside its graph.
+
+    Raises:
+        ExportError: Its weights are more than the format holds.
+    """
+    _run("ort_format", [str(folder / GRAPH), str(folder / ORT_MODEL)], folder, task=f"write `{ORT_MODEL}`")
 
 
 def check_exporter() -> None:
@@ -92,24 +117,23 @@ def check_exporter() -> None:
         raise ExportError(fault[0], hint=f"{fault[1]}, or leave the `onnx-standard` schemes out")
 
 
-def _write_graph(
-    checkpoint: Path, folder: Path, scratch: Path, *, precision: str, settings: OnnxSettings
-) -> None:
-    """Run the exporter, then what turns its float32 graph into another."""
-    task = f"export `{checkpoint}` to standard ONNX"
-    traced, plain = scratch / "traced", scratch / "float32"
-    traced.mkdir()
-    target = folder if precision == "fp32" else plain
-    run_module("ammd.export.standard_exporter", [str(checkpoint), str(traced), str(target)], task=task)
-    shutil.rmtree(traced)
-    if precision != "fp32":
-        arguments = [str(plain / GRAPH), str(folder), precision, settings.model_dump_json()]
-        run_module("ammd.export.standard_quantizer", arguments, task=task)
+@contextmanager
+def _scratch_beside(folder: Path) -> Iterator[Path]:
+    """Give a folder on the same disk, for files as large as the model."""
+    with tempfile.TemporaryDirectory(prefix="ammd-onnx-", dir=folder.parent) as scratch:
+        yield Path(scratch)
+
+
+def _run(child: str, arguments: Sequence[str], folder: Path, *, task: str) -> None:
+    run_module(f"ammd.export.{child}", arguments, task=task)
+    for name in (GRAPH, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ExportError(f"the ONNX exporter wrote no `{name}`", path=str(folder))
 
 
 def _write_generation_config(checkpoint: Path, folder: Path, *, ends: tuple[int, ...]) -> None:
     """Copy the generation defaults, with every id that ends an answer."""
-    path = checkpoint / "generation_config.json"
+    path = checkpoint / _GENERATION
     document = (read_json(path) if path.is_file() else {}) | {"eos_token_id": list(ends)}
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    (folder / "generation_config.json").write_text(text, encoding="utf-8")
+    (folder / _GENERATION).write_text(text, encoding="utf-8")

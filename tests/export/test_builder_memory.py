@@ -15,7 +15,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 )
 from onnxruntime.quantization.neural_compressor import weight_only
 
-from ammd.export import builder_memory, to_onnx
+from ammd.export import builder_memory, external_weights, to_onnx
 from ammd.export.settings import OnnxSettings
 from ammd.export.to_onnx import builder_options, write_onnx
 
@@ -41,7 +41,7 @@ def test_rounding_in_pieces_gives_what_rounding_at_once_gives(
     function: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(builder_memory, "_PIECE_WEIGHTS", 640)
+    monkeypatch.setattr(external_weights, "_PIECE_WEIGHTS", 640)
     data = np.random.default_rng(0).standard_normal((40, 192)).astype(np.float32)
     data[3] = 0.0
     whole = function(*arguments(data.copy()))
@@ -56,7 +56,7 @@ def test_rounding_in_pieces_gives_what_rounding_at_once_gives(
 def test_columns_rounded_in_pieces_are_those_rounded_at_once(
     bits: int, symmetric: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder_memory, "_PIECE_WEIGHTS", 640)
+    monkeypatch.setattr(external_weights, "_PIECE_WEIGHTS", 640)
     config = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=symmetric, bits=bits)
     quantizer = DefaultWeightOnlyQuantizer(config)
     data = np.random.default_rng(0).standard_normal((72, 45)).astype(np.float32)  # a block that is not full

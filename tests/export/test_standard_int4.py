@@ -65,7 +65,9 @@ def _attributes(model: Any) -> dict[str, dict[str, int]]:
 @pytest.mark.parametrize("algorithm", ["rtn", "k_quant", "mlas"])
 def test_each_algorithm_rounds_the_same_products_to_the_same_bits(algorithm: Any, symmetric: bool) -> None:
     wanted = _logits(_graph())
-    made = quantize_int4(_graph(), OnnxSettings(algorithm=algorithm, symmetric=symmetric, accuracy_level=1))
+    made, _ = quantize_int4(
+        _graph(), OnnxSettings(algorithm=algorithm, symmetric=symmetric, accuracy_level=1)
+    )
     bits = {name: found["bits"] for name, found in _attributes(made).items()}
     assert len(bits) == 5
     assert [name for name, found in bits.items() if found == 8] == [
@@ -78,7 +80,7 @@ def test_each_algorithm_rounds_the_same_products_to_the_same_bits(algorithm: Any
 
 
 def test_without_zero_points_mlas_uses_all_sixteen_steps_of_a_block() -> None:
-    made = quantize_int4(_graph(), OnnxSettings(algorithm="mlas", symmetric=True))
+    made, _ = quantize_int4(_graph(), OnnxSettings(algorithm="mlas", symmetric=True))
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
     (node,) = [node for node in made.graph.node if node.name.startswith(PRODUCT)]
     assert len(node.input) == 3
@@ -94,7 +96,7 @@ def test_without_zero_points_mlas_uses_all_sixteen_steps_of_a_block() -> None:
 
 @pytest.mark.parametrize("algorithm", ["rtn", "mlas"])
 def test_a_head_that_stays_float32_stays_the_embedding_too(algorithm: Any) -> None:
-    made = quantize_int4(_graph(), OnnxSettings(algorithm=algorithm, head="float32"))
+    made, _ = quantize_int4(_graph(), OnnxSettings(algorithm=algorithm, head="float32"))
     (head,) = [node for node in made.graph.node if node.output[0] == "logits"]
     assert (head.op_type, list(head.input)[1]) == ("MatMul", "head")
     (lookup,) = [node for node in made.graph.node if node.op_type == "Gather"]

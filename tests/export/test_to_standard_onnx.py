@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from ammd.artifact import hash_records, list_files
@@ -22,12 +23,14 @@ from ammd.export import (
     ort_format,
     standard_exporter,
     standard_int4,
+    to_standard_onnx,
 )
+from ammd.export.captured import run_module
 from ammd.export.optimum_exporter import missing_exporter
 from ammd.export.schemes import Scheme
 from ammd.export.settings import ExportSettings, OnnxSettings
 from ammd.export.stage import ExportInputs, run
-from ammd.export.standard_graph import GRAPH, WEIGHTS, initializers, load_graph, save_graph, weight_products
+from ammd.export.standard_graph import GRAPH, WEIGHTS, initializers, save_graph, weight_products
 
 needs_optimum = pytest.mark.skipif(
     missing_exporter() is not None, reason="optimum is not installed, or not for this transformers"
@@ -149,18 +152,8 @@ def test_a_tied_embedding_is_stored_once(
     )  # a tied one comes once
     stored = (folder / WEIGHTS).stat().st_size
     assert 4 * matrices <= stored < 4 * matrices + 300 * 64  # less than another embedding, even in bytes
-    shapes = [sorted(tensor.dims) for tensor in load_graph(folder / GRAPH).graph.initializer]
+    shapes = [sorted(tensor.dims) for tensor in onnx.load(folder / GRAPH).graph.initializer]
     assert shapes.count([64, 300]) == copies
-
-
-@needs_optimum
-def test_an_embedding_that_differs_from_a_tied_head_stays(
-    exported: Callable[[str], tuple[Any, Path]],
-) -> None:
-    graph = load_graph(exported("llama, untied")[1] / GRAPH).graph
-    before = graph.SerializeToString()
-    standard_exporter.tie_head(graph)
-    assert graph.SerializeToString() == before
 
 
 @needs_optimum
@@ -168,7 +161,7 @@ def test_weights_have_the_checkpoints_names_and_nothing_tells_of_the_trace(
     exported: Callable[[str], tuple[Any, Path]],
 ) -> None:
     model, folder = exported("qwen 3")
-    loaded = load_graph(folder / GRAPH)
+    loaded = onnx.load(folder / GRAPH)
     names = {weight.name for _, weight in weight_products(loaded.graph)}
     assert names == {
         name for name, parameter in model.named_parameters() if "_proj" in name and parameter.ndim == 2
@@ -186,13 +179,16 @@ def test_smaller_models_are_further_from_transformers_in_their_order(
 ) -> None:
     model, folder = exported(name)
     wanted = _torch_logits(model)
-    half, eight = load_graph(folder / GRAPH), load_graph(folder / GRAPH)
-    half_weights.halve_weights(half.graph)
-    dynamic_int8.quantize_int8(eight.graph, float_products=dynamic_int8.wide_products(folder / GRAPH))
-    four = standard_int4.quantize_int4(load_graph(folder / GRAPH), OnnxSettings())
+    half, eight = onnx.load(folder / GRAPH), onnx.load(folder / GRAPH)
+    wide = dynamic_int8.wide_products(folder / GRAPH)
+    made = {
+        "fp16": (half, half_weights.halve_weights(half.graph)),
+        "int8": (eight, dynamic_int8.quantize_int8(eight.graph, float_products=wide)),
+        "int4": standard_int4.quantize_int4(onnx.load(folder / GRAPH), OnnxSettings()),
+    }
     distances, sizes = [], []
-    for name, one in (("fp16", half), ("int8", eight), ("int4", four)):
-        save_graph(one, tmp_path / name)
+    for name, (one, contents) in made.items():
+        save_graph(one, tmp_path / name, contents)
         distances.append(_kl(wanted, _logits(tmp_path / name / GRAPH, IDS)[0]))
         sizes.append((tmp_path / name / WEIGHTS).stat().st_size)
     assert distances[0] < 1e-4 < distances[1] < distances[2] < 1
@@ -207,9 +203,8 @@ def test_a_float16_cache_goes_on_where_it_was_left(
     exported: Callable[[str], tuple[Any, Path]], tmp_path: Path
 ) -> None:
     model, folder = exported("qwen 3")
-    half = load_graph(folder / GRAPH)
-    half_weights.halve_weights(half.graph)
-    save_graph(half, tmp_path)
+    half = onnx.load(folder / GRAPH)
+    save_graph(half, tmp_path, half_weights.halve_weights(half.graph))
     _, past = _logits(tmp_path / GRAPH, IDS[:, :4])
     rest, present = _logits(tmp_path / GRAPH, IDS[:, 4:], past=past)
     assert {array.dtype for array in present} == {np.dtype(np.float16)}
@@ -226,22 +221,21 @@ def test_int8_is_what_onnxruntimes_own_tool_makes(
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     _, folder = exported("llama, untied")
-    ours = load_graph(folder / GRAPH)
-    dynamic_int8.quantize_int8(ours.graph)
+    contents = dynamic_int8.quantize_int8(onnx.load(folder / GRAPH).graph)
     theirs = tmp_path / "theirs.onnx"
     quantize_dynamic(
-        load_graph(folder / GRAPH),
+        onnx.load(folder / GRAPH),
         theirs,
         op_types_to_quantize=["MatMul"],
         per_channel=True,
         weight_type=QuantType.QInt8,
     )
-    stored = initializers(load_graph(theirs).graph)
+    stored = initializers(onnx.load(theirs).graph)
     from onnx import numpy_helper
 
-    for node, weight in weight_products(load_graph(folder / GRAPH).graph):
-        found = numpy_helper.to_array(initializers(ours.graph)[f"{weight.name}/int8"])
-        assert np.array_equal(found, numpy_helper.to_array(stored[f"{weight.name}_quantized"])), node.name
+    for node, weight in weight_products(onnx.load(folder / GRAPH).graph):
+        found = b"".join(contents[f"{weight.name}/int8"]())
+        assert found == numpy_helper.to_array(stored[f"{weight.name}_quantized"]).tobytes(), node.name
 
 
 @needs_optimum
@@ -249,7 +243,7 @@ def test_products_with_outliers_are_computed_in_float32(
     exported: Callable[[str], tuple[Any, Path]], tmp_path: Path
 ) -> None:
     model, folder = exported("llama")
-    spoiled = load_graph(folder / GRAPH)
+    spoiled = onnx.load(folder / GRAPH)
     wanted_name = "/model/layers.1/mlp/down_proj/MatMul"
     weights = initializers(spoiled.graph)
     from onnx import numpy_helper
@@ -268,9 +262,9 @@ def test_products_with_outliers_are_computed_in_float32(
     assert wanted_name in wide
     distances = []
     for float_products in (wide, frozenset[str]()):
-        one = load_graph(tmp_path / "spoiled" / GRAPH)
-        dynamic_int8.quantize_int8(one.graph, float_products=float_products)
-        save_graph(one, tmp_path / str(len(float_products)))
+        one = onnx.load(tmp_path / "spoiled" / GRAPH)
+        contents = dynamic_int8.quantize_int8(one.graph, float_products=float_products)
+        save_graph(one, tmp_path / str(len(float_products)), contents)
         distances.append(
             _kl(_torch_logits(model), _logits(tmp_path / str(len(float_products)) / GRAPH, IDS)[0])
         )
@@ -294,7 +288,7 @@ def test_settings_of_int4_reach_the_graph_and_its_lookup_reads_the_head(
     import onnxruntime
 
     _, folder = exported("llama")
-    model = standard_int4.quantize_int4(load_graph(folder / GRAPH), settings)
+    model, _ = standard_int4.quantize_int4(onnx.load(folder / GRAPH), settings)
     products = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
     facts = [{entry.name: entry.i for entry in node.attribute} for node in products]
     head = facts[[node.output[0] for node in products].index("logits")]
@@ -373,13 +367,36 @@ def test_the_stage_makes_a_whole_folder_and_the_same_bytes_again(
     assert np.array_equal(ours, packed)
     (head,) = [
         tensor
-        for tensor in load_graph(folder / GRAPH).graph.initializer
+        for tensor in onnx.load(folder / GRAPH).graph.initializer
         if tensor.name == "lm_head.weight_Q8G32"
     ]
     assert (folder / "model.ort").read_bytes().count(head.raw_data) == 1
     (tmp_path / "b").mkdir()
     run(ExportInputs(checkpoint=tiny_checkpoint), settings, tmp_path / "b")
     assert list_files(tmp_path / "b" / folder.name) == list_files(folder)
+
+
+@needs_optimum
+def test_schemes_of_one_export_share_one_trace(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files(*schemes: Scheme) -> dict[str, Any]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        run(ExportInputs(checkpoint=tiny_checkpoint), ExportSettings(schemes=schemes), folder)
+        return {path.name: list_files(path) for path in folder.iterdir()}
+
+    children: list[str] = []
+
+    def counted(module: str, arguments: list[str], **options: Any) -> None:
+        children.append(module.rpartition(".")[2])
+        run_module(module, arguments, **options)
+
+    monkeypatch.setattr(to_standard_onnx, "run_module", counted)
+    together = files(Scheme.ONNX_STANDARD_FP16, Scheme.ONNX_STANDARD_INT8, Scheme.ONNX_STANDARD_FP32)
+    assert sorted(together) == ["onnx-standard-fp16", "onnx-standard-fp32", "onnx-standard-int8"]
+    assert children == ["standard_exporter", "standard_quantizer", "standard_quantizer"]
+    assert files(Scheme.ONNX_STANDARD_INT8) == {name: together[name] for name in ["onnx-standard-int8"]}
 
 
 @needs_optimum
@@ -477,11 +494,8 @@ def test_without_a_fitting_optimum_the_schemes_are_refused_before_any_work(
 
 
 def test_weights_beyond_float16_are_refused() -> None:
-    from onnx import numpy_helper
-
-    tensor = numpy_helper.from_array(np.array([[1.0, 7e4]], np.float32), "w")
     with pytest.raises(ExportError, match="`w` has weights that float16 cannot hold"):
-        half_weights._halved(tensor)
+        list(half_weights._halves("w", np.array([[1.0, 7e4]], np.float32)))
 
 
 def test_weights_beyond_the_ort_format_are_refused() -> None:
