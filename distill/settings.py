@@ -357,7 +357,8 @@ class DistillSettings(Settings):
     warm: WarmStart = WarmStart()
     """The first phase."""
     objective: Objective = Ammd()
-    """The second phase; `kind` says which, `ammd` when absent."""
+    """The second phase; `kind` says which, `ammd` when absent. A kind alone, as `"sft"`, takes its defaults; `gkd` is
+    another name of `gjsd`."""
     quantize_as: QuantizedScheme | None = None
     """Export scheme that the second phase trains for: the student computes with the weights that such a file will hold,
     and so learns to mend what rounding does to it; absent, it is rounded only when exported."""
@@ -382,5 +383,9 @@ class DistillSettings(Settings):
 
     @field_validator("objective", mode="before")
     @classmethod
-    def _is_ammd_when_absent(cls, value: Any) -> Any:
-        return {"kind": "ammd", **value} if isinstance(value, dict) else value
+    def _spell_out_kind(cls, value: Any) -> Any:
+        table = {"kind": value} if isinstance(value, str) else value
+        if not isinstance(table, dict):
+            return table
+        kind = table.get("kind", "ammd")
+        return {**table, "kind": "gjsd" if kind == "gkd" else kind}

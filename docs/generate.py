@@ -22,6 +22,7 @@ from pydantic_core import PydanticUndefined
 import ammd
 from ammd.pipeline import api
 from ammd.pipeline.cli import ammd_command
+from ammd.pipeline.faults import models_in
 from ammd.pipeline.recipe import Recipe
 
 FOLDER = Path(__file__).resolve().parent
@@ -117,7 +118,8 @@ def recipe_page() -> str:
     parts = [
         MADE
         + "# Recipe\n\nA recipe is a TOML file; `ammd run --dry-run` prints the packaged one with every key. "
-        "Paths are relative to the recipe's folder,\nthose given with `--set` to the current one.\n"
+        "Paths are relative to the recipe's folder,\nthose given with `--set` to the current one. "
+        "A list where one value belongs is a sweep ([sweeps.md](sweeps.md)).\n"
     ]
     for path, choice, model in _tables("", "", Recipe):
         heading = f"## [{path}]{choice}" if path else "## Top level"
@@ -140,7 +142,7 @@ def _tables(path: str, choice: str, model: type[BaseModel]) -> Iterator[tuple[st
     """Yield each table's dotted path, the kind that it is of, and its model."""
     yield path, choice, model
     for name, field in model.model_fields.items():
-        members = list(_models(field.annotation))
+        members = list(models_in(field.annotation))
         below = f"{path}.{name}" if path else name
         if get_origin(field.annotation) is Mapping:
             below += ".NAME"
@@ -149,16 +151,8 @@ def _tables(path: str, choice: str, model: type[BaseModel]) -> Iterator[tuple[st
             yield from _tables(below, kind, member)
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) is not None:
-        for part in get_args(annotation):
-            yield from _models(part)
-
-
 def _type_text(field: FieldInfo) -> str:
-    if list(_models(field.annotation)):
+    if list(models_in(field.annotation)):
         return "section"
     limits = [
         f"{sign} {getattr(mark, name)}"
@@ -190,7 +184,7 @@ def _default_text(field: FieldInfo) -> str:
     default = field.default
     if default == {}:
         return "empty"
-    if list(_models(field.annotation)) and default is not None:
+    if list(models_in(field.annotation)) and default is not None:
         return "" if field.is_required() else "the section's own"
     if field.is_required() or default is PydanticUndefined:
         return "required"

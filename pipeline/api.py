@@ -19,10 +19,13 @@ from ammd.runtime.settings import BenchSettings, EvaluateSettings, VerifySetting
 
 from .alone import check_recorded, export_to, find_in_run, measure, named, part_of_run
 from .bench_files import MAX_REGRESSION, bench_files
-from .recipe import load_recipe, load_section
+from .recipe import load_section
 from .recipe_document import BUILTIN, Changes, data_file
 from .run import run_recipe
 from .run_checks import check_run
+from .sweep import load_sweep
+from .sweep_document import check_sweep
+from .sweep_run import run_sweep
 
 AnyPath = str | os.PathLike[str]
 Document = dict[str, Any]
@@ -34,36 +37,52 @@ def run(
     settings: Changes = (),
     runs_dir: AnyPath = "runs",
     until: Literal["distill", "report"] = "report",
+    jobs: int = 1,
+    memory: str | None = None,
+    fail_fast: bool = False,
+    sort: str | None = None,
 ) -> Document:
     """Make everything that a recipe describes: student, files, proofs, numbers, report.
 
-    What an earlier run has made from the same settings and inputs is kept.
+    What an earlier run has made from the same settings and inputs is kept. A recipe that lists values where one belongs
+    is a sweep (docs/sweeps.md), which the last four arguments are for.
 
     Args:
         recipe: A TOML file; None takes the packaged quickstart.
         settings: Changed keys, as `{"seed": 1, "distill.warm.lr": 3e-4}`; docs/recipe.md lists all.
         runs_dir: Folder of all runs.
         until: `"distill"` stops when the student is there.
+        jobs: Stages of a sweep that are made at once.
+        memory: What they may take together, as `"12 GB"`; None takes what is free.
+        fail_fast: End a sweep once one of its runs has failed.
+        sort: `METRIC` of the student or `MODEL.METRIC`, the best run of a sweep first.
 
     Returns:
-        `ammd.run/1`, which is `summary.json` in the folder that its `path` names.
+        `ammd.run/1`, which is `summary.json` in the folder that its `path` names; of a sweep `ammd.sweep/1`.
 
     Raises:
         RecipeError: Lists every fault in the recipe.
         AmmdError: What a stage could not do; the stages before it are kept.
         EngineError: A file could not be measured; `error.facts["document"]` has what was returned otherwise.
-        BudgetExceededError: A number misses the recipe's budget; `error.facts["document"]` has all.
+        BudgetExceededError: A number misses the recipe's budget; `error.facts["document"]` has all, as it has where
+            runs of a sweep fail.
 
     Example:
         summary = ammd.run("mine.toml", settings={"seed": 1, "distill.warm.lr": 3e-4})
         for file in summary["artifacts"]:
             print(file["path"], file["bytes"], file["quality"]["rouge_l"], file["bench"]["decode_tokens_per_s"])
     """
-    resolved = load_recipe(_path(recipe), overrides=settings)
-    summary = run_recipe(resolved, runs_dir=Path(runs_dir), until=until)
-    with _carrying(summary):
-        check_run(summary)
-    return summary
+    sweep = load_sweep(_path(recipe), overrides=settings)
+    where: dict[str, Any] = {"runs_dir": Path(runs_dir), "until": until}
+    if not sweep.keys:
+        summary = run_recipe(sweep.points[0].recipe, **where)
+        with _carrying(summary):
+            check_run(summary)
+        return summary
+    document = run_sweep(sweep, **where, jobs=jobs, memory=memory, fail_fast=fail_fast, sort=sort)
+    with _carrying(document):
+        check_sweep(document)
+    return document
 
 
 def export_checkpoint(

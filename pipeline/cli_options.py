@@ -123,6 +123,30 @@ def set_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def sweep_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command what says how a sweep runs."""
+    for option in (
+        click.option("--fail-fast", is_flag=True, help="End a sweep once one of its runs has failed."),
+        click.option(
+            "--sort",
+            metavar="METRIC",
+            help="Sort a sweep's runs by METRIC of the student, or MODEL.METRIC, the best first.",
+        ),
+        click.option(
+            "--memory",
+            metavar="SIZE",
+            help="What a sweep's stages may take together, by estimate, as `12 GB`.  [default: what is free]",
+        ),
+        click.option(
+            "--jobs",
+            type=click.IntRange(1),
+            help="Stages of a sweep that are made at once; they divide the cores.  [default: 1]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def read_share(
     _ctx: click.Context | None, _parameter: click.Parameter | None, text: str | None
 ) -> float | None:

@@ -4,52 +4,72 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ammd.errors import INTERRUPTED
 
 from .cli_compare import compare
-from .cli_options import emit, examples, json_option, runs_option, screen_options, set_option
+from .cli_options import (
+    emit,
+    examples,
+    json_option,
+    runs_option,
+    screen_options,
+    set_option,
+    sweep_options,
+)
+
+if TYPE_CHECKING:
+    from .sweep import Sweep
 
 _RECIPE = click.argument("recipe", required=False, type=click.Path(path_type=Path))
+_DRY_RUN = click.option(
+    "--dry-run", is_flag=True, help="Print the resolved recipe as TOML, or the plan of a sweep, and stop."
+)
 
 
-@click.command(epilog=examples("ammd run", "ammd run my.toml --set distill.seed=1 --json > run.json"))
+@click.command(
+    epilog=examples(
+        "ammd run my.toml --set distill.seed=1 --json > run.json",
+        "ammd run my.toml --set 'seed=[0,1,2]' --jobs 2 --memory '12 GB' --sort gguf-q4_k_m.rouge_l",
+    )
+)
 @_RECIPE
 @set_option
-@click.option("--dry-run", is_flag=True, help="Print the resolved recipe as TOML and stop.")
+@_DRY_RUN
+@sweep_options
 @runs_option
 @json_option
 @screen_options
-def run(
-    recipe: Path | None, overrides: tuple[str, ...], dry_run: bool, runs_dir: Path, as_json: bool
-) -> None:
+def run(recipe: Path | None, **options: Any) -> None:
     """Make everything RECIPE describes.
 
     Student, files, proofs, numbers, report. RECIPE is a TOML file; without one the packaged quickstart
     runs. What an earlier run has made from the same settings and inputs is kept, so running again
     continues or ends at once.
+
+    A recipe that lists values where one belongs is a sweep: all combinations run, the stages that they share once,
+    and the exit code is the highest of any run.
     """
-    _run(recipe, overrides, dry_run=dry_run, runs_dir=runs_dir, as_json=as_json, until="report")
+    _run(recipe, until="report", **options)
 
 
 @click.command(epilog=examples("ammd distill", "ammd distill my.toml --dry-run"))
 @_RECIPE
 @set_option
-@click.option("--dry-run", is_flag=True, help="Print the resolved recipe as TOML and stop.")
+@_DRY_RUN
+@sweep_options
 @runs_option
 @json_option
 @screen_options
-def distill(
-    recipe: Path | None, overrides: tuple[str, ...], dry_run: bool, runs_dir: Path, as_json: bool
-) -> None:
+def distill(recipe: Path | None, **options: Any) -> None:
     """Make the student of RECIPE and stop.
 
     `ammd run` with the same recipe goes on from there.
     """
-    _run(recipe, overrides, dry_run=dry_run, runs_dir=runs_dir, as_json=as_json, until="distill")
+    _run(recipe, until="distill", **options)
 
 
 @click.command(epilog=examples("ammd watch", "ammd watch quickstart/3f9a01c2 --once --json"))
@@ -145,16 +165,23 @@ def devices(named: tuple[str, ...], as_json: bool) -> None:
 
 def _run(
     recipe: Path | None,
-    overrides: tuple[str, ...],
     *,
+    overrides: tuple[str, ...],
     dry_run: bool,
     runs_dir: Path,
     as_json: bool,
     until: str,
+    **options: Any,
 ) -> None:
-    from .recipe import load_recipe
+    from .sweep import load_sweep
 
-    resolved = load_recipe(recipe, overrides=overrides)
+    sweep = load_sweep(recipe, overrides=overrides)
+    if sweep.keys:
+        _run_sweep(sweep, dry_run=dry_run, runs_dir=runs_dir, as_json=as_json, until=until, options=options)
+        return
+    if given := [name for name, value in options.items() if value]:
+        raise click.UsageError(f"`--{given[0].replace('_', '-')}` is for sweeps, and no key lists values")
+    resolved = sweep.points[0].recipe
     if dry_run:
         from .toml_text import write_toml
 
@@ -169,6 +196,23 @@ def _run(
     emit(summary, lambda: run_tables(summary), as_json=as_json)
     _say_where(summary)
     check_run(summary)
+
+
+def _run_sweep(
+    sweep: Sweep, *, dry_run: bool, runs_dir: Path, as_json: bool, until: str, options: dict[str, Any]
+) -> None:
+    from .plan import plan_sweep
+    from .sweep_document import check_sweep
+    from .sweep_run import run_sweep
+    from .sweep_tables import plan_table, sweep_table
+
+    if dry_run:
+        plan = plan_sweep(sweep, runs_dir=runs_dir, until=until)
+        emit(plan, lambda: [plan_table(plan)], as_json=as_json)
+        return
+    document = run_sweep(sweep, runs_dir=runs_dir, until=until, **options)
+    emit(document, lambda: [sweep_table(document)], as_json=as_json)
+    check_sweep(document)
 
 
 def emit_toml_or_json(document: dict[str, Any], toml: str, *, as_json: bool) -> None:

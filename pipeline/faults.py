@@ -95,7 +95,7 @@ def _follow(
         if isinstance(step, int):
             path[-1] += f"[{step}]"
             continue
-        tables = list(_models(here)) or tables
+        tables = list(models_in(here)) or tables
         field = next((table.model_fields[step] for table in tables if step in table.model_fields), None)
         chosen = [table for table in tables if step in _tags(table)]
         if field is None and chosen:
@@ -104,15 +104,16 @@ def _follow(
             continue
         path.append(step)
         here = field.annotation if field is not None else None
-    return tuple(path), tables, list(_models(here))
+    return tuple(path), tables, list(models_in(here))
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the settings models among a type's alternatives."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif get_origin(annotation) is not None:
         for part in get_args(annotation):
-            yield from _models(part)
+            yield from models_in(part)
 
 
 def _tags(model: type[BaseModel]) -> Iterator[str]:
@@ -150,5 +151,5 @@ def _last(dotted: str) -> str:
 def _all_keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
-        for below in _models(field.annotation):
+        for below in models_in(field.annotation):
             yield from _all_keys(below, f"{prefix}{name}.")

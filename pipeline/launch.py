@@ -23,7 +23,7 @@ from ammd.runtime.energy import joules_between, read_energy
 from ammd.scratch import scratch_folder
 from ammd.settings import Settings
 
-from .process_group import Ended, run_processes
+from .process_group import Ended, Share, run_processes
 from .stages import Stage
 
 
@@ -55,6 +55,7 @@ def run_in_child(
     settings: Settings,
     folder: Path,
     log: Path | None = None,
+    share: Share | None = None,
 ) -> Outcome:
     """Run `stage` in a new process and return its results.
 
@@ -64,12 +65,14 @@ def run_in_child(
         settings: The stage's settings.
         folder: Empty folder for the stage to write into.
         log: File that receives the stage's progress.
+        share: What the stage may use of this machine; all of it, unless told otherwise.
 
     Raises:
         AmmdError: What the stage raised, in its own class; a crash, a kill or an unexpected exception in the
             class that the stage table names.
         KeyboardInterrupt: Ctrl-C; the child and all it started have ended by then.
     """
+    share = share or Share()
     with scratch_folder() as desk:
         answer = desk / "answer.json"
         job = desk / "job.json"
@@ -85,6 +88,7 @@ def run_in_child(
                 "log_level": logging.getLogger("ammd").getEffectiveLevel(),
                 "answer": str(answer),
                 "event_log": str(log) if log else None,
+                "cpus": share.cpus,
             },
         )
         count = getattr(settings, "processes", 1) if stage.shared else 1
@@ -94,8 +98,10 @@ def run_in_child(
             [sys.executable, "-P", "-m", "ammd.pipeline.worker", str(job)],
             count=count,
             of_stage=stage.environment,
+            share=share,
         )
-        joules = joules_between(before, read_energy())
+        # A stage with neighbours is not who used the processor's energy.
+        joules = None if share.cpus else joules_between(before, read_energy())
         document = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else None
     # Of several processes, what the others say of a killed one is only that it is gone.
     if document is None or (ended.was_killed and count > 1 and "error" in document):

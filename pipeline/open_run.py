@@ -1,15 +1,16 @@
 """A run in progress: its folder, held by a lock, and the one way in which a stage is made.
 
-`OpenRun.stage` looks a stage up by its key, else takes it from a sibling run, else checks that disk and
-memory suffice, runs it in a fresh process and publishes what it wrote. A stage is in the folder whole or not
-at all, so the next `ammd run` goes on from the last one that is there; one that can goes on within itself.
+`OpenRun.stage` looks a stage up by its key, else takes it from a sibling run, else checks that disk and memory
+suffice, runs it in a fresh process, where and when `places.py` says, and publishes what it wrote. A stage is in the
+folder whole or not at all, so the next `ammd run` goes on from the last one that is there; one that can goes on within
+itself.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,10 +33,11 @@ from .cache import (
     run_lock,
     stage_key,
 )
-from .launch import run_in_child
+from .places import Place, Places
+from .process_group import ProcessGroups
 from .recipe import Recipe
 from .recipe_document import DATA_FILES, SOURCES, TEXTS, data_file
-from .resources import check_room, count_parameters, estimate_need
+from .resources import Need, count_parameters, estimate_need
 from .run_log import LOG_NAME, run_log
 from .stages import Stage
 from .toml_text import write_toml
@@ -57,6 +59,8 @@ class OpenRun:
     folder: Path
     stages: Mapping[str, Stage]
     events: EventLog
+    groups: ProcessGroups
+    places: Places
     done: dict[str, Done] = field(default_factory=dict)
 
     def stage(self, name: str, settings: Settings, **inputs: Input) -> Done:
@@ -68,38 +72,19 @@ class OpenRun:
         stage = self.stages[name]
         target = self.folder / name
         hashes = hash_inputs(inputs)
-        given, keyed = _localize(name, settings)
+        given, keyed = localize(name, settings)
         key = stage_key(stage, settings=keyed, inputs=hashes)
-        done = find_stage(target, key) or reuse_sibling(target, key)
+        with self.places.looking(key):
+            done = find_stage(target, key) or reuse_sibling(target, key)
         if done is None:
-            self._check_room(stage)
-            log.info("%s …", name)
-            clean_stage(target, key=key)
-            paths = paths_of(inputs)
-            resume = resume_folder(target, key)
-            if stage.resumable:
-                paths["resume"] = str(resume)
-            for stale in (SUMMARY_NAME, REPORT_NAME, CARD_NAME):
-                (self.folder / stale).unlink(missing_ok=True)
-            with staging_folder(target) as staging:
-                self.events.write("stage_started", stage=name, folder=staging.name)
-                outcome = run_in_child(
-                    stage, inputs=paths, settings=given, folder=staging, log=self.folder / LOG_NAME
-                )
-                manifest = Manifest(
-                    stage=name,
-                    key=key,
-                    files=list_files(staging),
-                    settings=keyed,
-                    inputs=hashes,
-                    versions=library_versions(),
-                    results=outcome.results,
-                    seed=getattr(settings, "seed", self.recipe.seed),
-                    **outcome.costs,
-                )
-                publish(staging, target, manifest)
-            shutil.rmtree(resume, ignore_errors=True)
-            done = Done(folder=target, manifest=manifest, cached=False)
+            need = self._need([stage])
+            with self.places.working(
+                stage, key=key, memory_bytes=need.memory_bytes, groups=self.groups
+            ) as place:
+                done = reuse_sibling(target, key) if place.made_meanwhile else None
+                if done is None:
+                    todo = _Todo(stage=stage, key=key, settings=given, keyed=keyed, inputs=inputs)
+                    done = self._make(todo, place)
         log.info("%s: %s", name, _cost(done))
         self.events.write(
             "stage_found" if done.cached else "stage_finished",
@@ -110,22 +95,74 @@ class OpenRun:
         self.done[name] = done
         return done
 
+    def _make(self, todo: _Todo, place: Place) -> Done:
+        """Make a stage in a process of its own and publish it."""
+        stage, name, target = todo.stage, todo.stage.name, self.folder / todo.stage.name
+        self._check_room(stage)
+        log.info("%s …", name)
+        clean_stage(target, key=todo.key)
+        paths = paths_of(todo.inputs)
+        resume = resume_folder(target, todo.key)
+        if stage.resumable:
+            paths["resume"] = str(resume)
+        for stale in (SUMMARY_NAME, REPORT_NAME, CARD_NAME):
+            (self.folder / stale).unlink(missing_ok=True)
+        with staging_folder(target) as staging:
+            self.events.write("stage_started", stage=name, folder=staging.name)
+            outcome = place.run(
+                stage,
+                inputs=paths,
+                settings=todo.settings,
+                folder=staging,
+                log=self.folder / LOG_NAME,
+                share=place.share,
+            )
+            manifest = Manifest(
+                stage=name,
+                key=todo.key,
+                files=list_files(staging),
+                settings=todo.keyed,
+                inputs=hash_inputs(todo.inputs),
+                versions=library_versions(),
+                results=outcome.results,
+                seed=getattr(todo.settings, "seed", self.recipe.seed),
+                **outcome.costs,
+            )
+            publish(staging, target, manifest)
+        shutil.rmtree(resume, ignore_errors=True)
+        return Done(folder=target, manifest=manifest, cached=False)
+
     def _check_room(self, stage: Stage) -> None:
         """Check room for this stage and, as far as the teacher's size is known, for all that follow."""
-        teacher = self.folder / "prepare" / "teacher"
-        source = str(teacher) if "prepare" in self.done else self.recipe.prepare.teacher
         names = list(self.stages)
         ahead = [self.stages[name] for name in names[names.index(stage.name) :]]
-        need = estimate_need(
-            ahead,
+        self.places.check_room(self._need(ahead), self.folder)
+
+    def _need(self, stages: Sequence[Stage]) -> Need:
+        teacher = self.folder / "prepare" / "teacher"
+        source = str(teacher) if "prepare" in self.done else self.recipe.prepare.teacher
+        return estimate_need(
+            stages,
             parameters=count_parameters(source) or 0,
             processes={"distill": self.recipe.distill.processes},
         )
-        check_room(need, folder=self.folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Todo:
+    """A stage that has to be made."""
+
+    stage: Stage
+    key: str
+    settings: Settings
+    keyed: Mapping[str, Any]  # the same, with data by content
+    inputs: Mapping[str, Input]
 
 
 @contextmanager
-def open_run(recipe: Recipe, *, runs_dir: Path, stages: Mapping[str, Stage]) -> Iterator[OpenRun]:
+def open_run(
+    recipe: Recipe, *, runs_dir: Path, stages: Mapping[str, Stage], places: Places
+) -> Iterator[OpenRun]:
     """Take the run folder of `recipe`, write its resolved recipe there, and hold it.
 
     Raises:
@@ -135,8 +172,11 @@ def open_run(recipe: Recipe, *, runs_dir: Path, stages: Mapping[str, Stage]) -> 
     with run_lock(folder):
         (folder / RECIPE_NAME).write_text(write_toml(recipe.model_dump(mode="json")), encoding="utf-8")
         log.info("run %s/%s in `%s`", recipe.name, folder.name, folder)
-        with run_log(folder, run=f"{recipe.name}/{folder.name}", stages=stages) as events:
-            yield OpenRun(recipe=recipe, folder=folder, stages=stages, events=events)
+        groups = places.enter()
+        with run_log(folder, run=f"{recipe.name}/{folder.name}", stages=stages, groups=groups) as events:
+            yield OpenRun(
+                recipe=recipe, folder=folder, stages=stages, events=events, groups=groups, places=places
+            )
 
 
 def run_folder(recipe: Recipe, *, runs_dir: Path) -> Path:
@@ -148,7 +188,7 @@ def run_folder(recipe: Recipe, *, runs_dir: Path) -> Path:
     return runs_dir / recipe.name / hash_text(text)[:_RUN_ID_DIGITS]
 
 
-def _localize(section: str, settings: Settings) -> tuple[Settings, dict[str, Any]]:
+def localize(section: str, settings: Settings) -> tuple[Settings, dict[str, Any]]:
     """Return the settings with real file paths for the stage, and with content hashes for the key."""
     given = settings.model_dump(mode="json")
     keyed = settings.model_dump(mode="json")

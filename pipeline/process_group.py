@@ -13,14 +13,61 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ammd.machine import available_cores
+from ammd.progress import ENVIRONMENT as PROGRESS
 
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _GRACE_S = 5.0  # between asking processes to end and killing them
 _NEIGHBOURS_S = 0.3  # in which those that fail together are told apart: one was killed, the others miss it
+
+
+class ProcessGroups:
+    """The groups that run now, of one run: for who looks at their memory, and for another thread that ends them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[int] = set()
+        self._is_ended = False
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Ids of the groups, which are those of their first processes."""
+        with self._lock:
+            return tuple(self._running)
+
+    def add(self, group: int) -> None:
+        """Take a group that has just been started; it ends at once if all were to end."""
+        with self._lock:
+            self._running.add(group)
+            is_late = self._is_ended
+        if is_late:
+            _signal_group(group, signal.SIGTERM)
+
+    def remove(self, group: int) -> None:
+        """Let go of a group whose processes are reaped, before its id may be another's."""
+        with self._lock:
+            self._running.discard(group)
+
+    def end(self, *, kill: bool = False) -> None:
+        """Ask all groups to end, and those that are still to come; or kill them."""
+        with self._lock:
+            self._is_ended = True
+            for group in self._running:
+                _signal_group(group, signal.SIGKILL if kill else signal.SIGTERM)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What the processes of a stage may use, and who else is to know of them."""
+
+    cpus: tuple[int, ...] = ()  # ids; empty: whatever this process may use
+    quiet: bool = False  # no progress on standard error, where others write as well
+    groups: ProcessGroups = field(default_factory=ProcessGroups)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +85,14 @@ class Ended:
         return self.returncode < 0
 
 
-def run_processes(command: Sequence[str], *, count: int, of_stage: Mapping[str, str]) -> Ended:
+def run_processes(command: Sequence[str], *, count: int, of_stage: Mapping[str, str], share: Share) -> Ended:
     """Run `command` in `count` processes of a new process group and sleep until all have ended.
 
     Args:
         command: What each runs.
         count: How many.
         of_stage: Variables of the stage, which give way to the user's.
+        share: What they may use.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; all processes and all that they started have ended by then.
@@ -58,15 +106,19 @@ def run_processes(command: Sequence[str], *, count: int, of_stage: Mapping[str, 
                     command,
                     stdin=subprocess.PIPE,
                     stdout=2,  # standard output is data, and it is the parent's
-                    env=_environment(of_stage, count) | variables,
+                    env=_environment(of_stage, count, share) | variables,
                     # Ctrl-C reaches the parent alone, which then ends the whole group
                     process_group=processes[0].pid if processes else 0,
                 )
             )
+            share.groups.add(processes[0].pid)
         returncode, cpu_seconds, peak = _wait(processes)
     except BaseException:
         _end_group(processes)
         raise
+    finally:
+        if processes:
+            share.groups.remove(processes[0].pid)
     for process in processes:
         if process.stdin is not None:
             process.stdin.close()
@@ -124,23 +176,26 @@ def _variables(count: int) -> list[dict[str, str]]:
     return [{**shared, **size, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
-def _environment(of_stage: Mapping[str, str], count: int) -> dict[str, str]:
-    return {
+def _environment(of_stage: Mapping[str, str], count: int, share: Share) -> dict[str, str]:
+    threads = max(1, (len(share.cpus) or available_cores()) // count)
+    own = {
         **of_stage,
-        "OMP_NUM_THREADS": str(max(1, available_cores() // count)),
+        "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",  # its threads fight with torch's, and warn when a stage forks
         "TRANSFORMERS_VERBOSITY": "error",
         **os.environ,
         "PYTHONUNBUFFERED": "1",
     }
+    if share.cpus:  # what the user has set is meant for a machine without neighbours
+        own |= {name: str(threads) for name in _THREAD_VARIABLES if name in own}
+    return own | {PROGRESS: "off"} if share.quiet else own
 
 
 def _end_group(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     if not processes:
         return
     group = processes[0].pid
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGTERM)
+    _signal_group(group, signal.SIGTERM)
     # A second Ctrl-C does not wait for good manners.
     with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
         deadline = time.monotonic() + _GRACE_S
@@ -153,8 +208,12 @@ def _end_group(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 def _kill_group(group: int) -> None:
     """Kill what is left running; nothing is in the usual case."""
+    _signal_group(group, signal.SIGKILL)
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
+        os.killpg(group, number)
 
 
 def _peak_bytes(usage: resource.struct_rusage) -> int:

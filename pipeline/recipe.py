@@ -73,14 +73,16 @@ def load_recipe(path: Path | None = None, *, overrides: Changes = (), check_file
         RecipeError: The file is not there or not TOML, or lists every fault found in it.
     """
     draft = read_draft(path, overrides)
-    recipe, faults = _check(draft.document, check_files=check_files)
+    recipe, faults = check_document(draft.document, check_files=check_files)
     faults += draft.faults
     if recipe is not None and not faults:
         return recipe
     raise refusal(draft, faults)
 
 
-def _check(document: dict[str, Any], *, check_files: bool) -> tuple[Recipe | None, list[Fault]]:
+def check_document(
+    document: dict[str, Any], *, check_files: bool = True
+) -> tuple[Recipe | None, list[Fault]]:
     """Return the recipe that a document is, unless it is none, and everything that is wrong with it."""
     _hand_down_seed(document)
     missing = _find_missing_files(document) if check_files else []

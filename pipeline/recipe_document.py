@@ -141,18 +141,19 @@ def _read_text(path: Path | None) -> tuple[str, str, Path]:
 
 
 def _resolve_paths(document: dict[str, Any], folder: Path) -> None:
-    for path in (*SOURCES, *DATA_FILES):
-        if (value := get_value(document, path)) is not None:
-            put_value(document, path, _resolve(value, folder))
-    for path in TEXTS:
-        if isinstance(texts := get_value(document, path), list):
-            put_value(document, path, [_resolve(text, folder) for text in texts])
+    for path in (*SOURCES, *DATA_FILES, *TEXTS):
+        document.update(_resolve(document, path, folder))
 
 
-def _resolve(value: Any, folder: Path) -> Any:
-    """Return a path, or the paths in a list of them, as absolute ones; other names and values as they are."""
+def _resolve(value: Any, path: tuple[str, ...], folder: Path) -> Any:
+    """Return a value in which the path at `path` is absolute, in each item of every list on the way."""
     if isinstance(value, list):
-        return [_resolve(item, folder) for item in value]
+        return [_resolve(item, path, folder) for item in value]
+    if path:
+        key, *below = path
+        if not isinstance(value, dict) or key not in value:
+            return value
+        return {**value, key: _resolve(value[key], tuple(below), folder)}
     if not isinstance(value, str) or not value or value.startswith(("hub:", "pypi:", BUILTIN)):
         return value
     return str((folder / Path(value).expanduser()).resolve())

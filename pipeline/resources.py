@@ -57,14 +57,21 @@ def check_room(need: Need, *, folder: Path) -> None:
         DistillError: Too little memory is available.
     """
     check_free_disk(folder, need_bytes=need.disk_bytes, purpose="the run")
-    memory = available_memory_bytes()
-    if memory < need.memory_bytes:
-        needed, free = need.memory_bytes / 2**30, memory / 2**30
+    check_memory(need.memory_bytes, available_memory_bytes(), where="are free")
+
+
+def check_memory(need_bytes: int, found_bytes: int, *, where: str) -> None:
+    """Check that memory suffices; `where` ends the sentence that says how much there is.
+
+    Raises:
+        DistillError: It does not.
+    """
+    if found_bytes < need_bytes:
         raise DistillError(
-            f"the run needs about {needed:.1f} GiB of memory, {free:.1f} GiB are free",
+            f"the run needs about {need_bytes / 2**30:.1f} GiB of memory, {found_bytes / 2**30:.1f} GiB {where}",
             hint="end other programs, or take a smaller teacher or fewer `distill.processes`",
-            expected=need.memory_bytes,
-            found=memory,
+            expected=need_bytes,
+            found=found_bytes,
         )
 
 

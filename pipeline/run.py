@@ -17,6 +17,7 @@ from typing import Any
 from .budget import find_baseline
 from .cache import Done, NamedPart, Stated
 from .open_run import open_run
+from .places import Places, WholeMachine
 from .provenance import provenance
 from .recipe import Recipe
 from .report import publish_report
@@ -30,6 +31,7 @@ def run_recipe(
     runs_dir: Path,
     until: str = "report",
     stages: Mapping[str, Stage] = STAGES,
+    places: Places | None = None,
 ) -> dict[str, Any]:
     """Make every stage of `recipe` that is not there yet and return the run's summary.
 
@@ -38,12 +40,14 @@ def run_recipe(
         runs_dir: Folder of all runs; this one lies in `<name>/<run id>`.
         until: `distill` stops when the student is there, `report` goes all the way.
         stages: Where each stage's code is.
+        places: Where and when stages are made; now and here unless told otherwise.
 
     Raises:
         AmmdError: What a stage could not do; the stages before it are kept.
     """
     find_baseline(recipe.budget, runs_dir=runs_dir)  # a missing one is reported before any work
-    with open_run(recipe, runs_dir=runs_dir, stages=stages) as run:
+    places = places or WholeMachine()
+    with open_run(recipe, runs_dir=runs_dir, stages=stages, places=places) as run:
         prepared = run.stage("prepare", recipe.prepare)
         distilled = run.stage("distill", recipe.distill, prepared=prepared.whole)
         if until == "distill":
@@ -70,7 +74,8 @@ def run_recipe(
         # unless it is pruned in stages, and then nobody is to use it.
         run.stage("bench", recipe.bench, artifacts=(checkpoints[0], checkpoints[3], *files))
 
-        return publish_report(recipe, run.folder, run.done)
+        with places.looking("report"):  # drawing takes a core, which a measurement beside it would feel
+            return publish_report(recipe, run.folder, run.done)
 
 
 def exported_files(exported: Done) -> tuple[NamedPart, ...]:

@@ -7,6 +7,7 @@ costs 1 ms of processor time a sample, 0.06 % of one core. A run that is gone on
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import threading
@@ -19,6 +20,8 @@ from typing import Any
 from ammd.errors import INTERRUPTED, AmmdError
 from ammd.event_log import Event, EventLog, EventReader
 
+from .process_group import ProcessGroups
+
 LOG_NAME = "log.jsonl"
 LOG_SCHEMA = "ammd.log/1"
 SAMPLE_S = 2.0
@@ -27,19 +30,20 @@ _PROCESS_IDS = Path("/proc/self/ns/pid")
 
 
 @contextmanager
-def run_log(folder: Path, *, run: str, stages: Iterable[str]) -> Iterator[EventLog]:
+def run_log(folder: Path, *, run: str, stages: Iterable[str], groups: ProcessGroups) -> Iterator[EventLog]:
     """Write the beginning and the end of a session around what is done in it, and its memory meanwhile.
 
     Args:
         folder: Of the run; the caller holds its lock.
         run: `name/id`.
         stages: Their names, in order.
+        groups: The processes whose memory it is.
     """
     log = EventLog(folder / LOG_NAME)
     log.end_line()
     log.write("run_started", schema=LOG_SCHEMA, run=run, stages=list(stages), process=describe_process())
     try:
-        with _sampled_memory(log):
+        with _sampled_memory(log, groups):
             yield log
     except BaseException as exc:
         log.write("run_ended", **_failure(exc))
@@ -112,12 +116,12 @@ def _ids_of() -> str:
 
 
 @contextmanager
-def _sampled_memory(log: EventLog) -> Iterator[None]:
+def _sampled_memory(log: EventLog, groups: ProcessGroups) -> Iterator[None]:
     ended = threading.Event()
 
     def sample() -> None:
         while not ended.wait(SAMPLE_S):
-            log.write("memory", rss_bytes=_rss_of_children())
+            log.write("memory", rss_bytes=_rss_of(groups))
 
     thread = threading.Thread(target=sample, name="memory-samples", daemon=True)
     thread.start()
@@ -128,16 +132,15 @@ def _sampled_memory(log: EventLog) -> Iterator[None]:
         thread.join()
 
 
-def _rss_of_children() -> int:
-    """Return the resident memory of all that this process has started, in bytes."""
+def _rss_of(groups: ProcessGroups) -> int:
+    """Return the resident memory of a run's processes and of all that they have started, in bytes."""
     import psutil
 
-    total = 0
-    for child in psutil.Process().children(recursive=True):
-        try:
-            total += child.memory_info().rss
-        except psutil.Error:  # it has just ended
-            continue
+    total, running = 0, groups.running
+    for child in psutil.Process().children(recursive=True) if running else ():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):  # it has just ended
+            if os.getpgid(child.pid) in running:
+                total += child.memory_info().rss
     return total
 
 

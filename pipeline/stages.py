@@ -32,6 +32,8 @@ class Stage:
     error: str  # class in ammd.errors for a failure that the stage did not name itself
     disk_bytes_per_parameter: float  # written, for each parameter of the teacher
     memory_bytes_per_parameter: float  # held at the peak, for each parameter of the teacher
+    reads: tuple[str, ...] = ()  # stages whose output is part of its inputs
+    alone: bool = False  # measures speed, so nothing else may run beside it
     environment: Mapping[str, str] = field(default_factory=dict)  # variables of its process
     shared: bool = False  # run together by as many processes as its settings' `processes` says
     resumable: bool = False  # its inputs have `resume`, a folder that outlives a killed stage
@@ -66,6 +68,7 @@ _TABLE = (
         resumable=True,
         memory_bytes_per_parameter=40,
         environment=KEEP_FREED_MEMORY,
+        reads=("prepare",),
     ),
     Stage(
         name="export",
@@ -76,6 +79,7 @@ _TABLE = (
         error="ExportError",
         disk_bytes_per_parameter=6,
         memory_bytes_per_parameter=10,
+        reads=("prepare", "distill"),
     ),
     Stage(
         name="verify",
@@ -86,6 +90,7 @@ _TABLE = (
         error="EngineError",
         disk_bytes_per_parameter=0,
         memory_bytes_per_parameter=8,
+        reads=("prepare", "distill", "export"),
     ),
     Stage(
         name="evaluate",
@@ -97,6 +102,7 @@ _TABLE = (
         disk_bytes_per_parameter=0,
         memory_bytes_per_parameter=10,
         environment=KEEP_FREED_MEMORY,
+        reads=("prepare", "distill", "export"),
     ),
     Stage(
         name="bench",
@@ -107,6 +113,8 @@ _TABLE = (
         error="EngineError",
         disk_bytes_per_parameter=0,
         memory_bytes_per_parameter=6,
+        reads=("prepare", "distill", "export"),
+        alone=True,
     ),
 )
 

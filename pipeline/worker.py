@@ -32,6 +32,8 @@ def main(job_path: Path) -> None:
     job = json.loads(job_path.read_text(encoding="utf-8"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("ammd").setLevel(job["log_level"])  # other libraries stay at warnings
+    if job["cpus"] and hasattr(os, "sched_setaffinity"):  # before a library counts cores
+        os.sched_setaffinity(0, job["cpus"])
     if job["event_log"]:
         os.environ[EVENT_LOG] = job["event_log"]
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes that run this stage together

@@ -8,7 +8,7 @@ import pytest
 from ammd.errors import RecipeError
 from ammd.export import optimum_exporter
 from ammd.export.settings import ExportSettings
-from ammd.pipeline.open_run import _localize
+from ammd.pipeline.open_run import localize
 from ammd.pipeline.recipe import Recipe, load_recipe, load_section
 from ammd.pipeline.recipe_document import BUILTIN, DATA_FILES, data_file
 from ammd.pipeline.toml_text import find_line, parse_value, write_toml
@@ -181,10 +181,10 @@ def test_texts_of_the_vocabulary_are_found_beside_the_recipe_and_keyed_by_conten
         stream.write('\n[prepare.vocabulary]\ntexts = ["more.txt"]\n')
     settings = load_recipe(recipe_path).prepare
     assert settings.vocabulary.texts == (str(text),)
-    given, keyed = _localize("prepare", settings)
+    given, keyed = localize("prepare", settings)
     assert given.vocabulary.texts == (str(text),)
     text.write_text("other", encoding="utf-8")
-    _, changed = _localize("prepare", settings)
+    _, changed = localize("prepare", settings)
     assert keyed["vocabulary"] != changed["vocabulary"]
     assert str(recipe_path.parent) not in str(changed)
 

@@ -4,6 +4,7 @@ import dataclasses
 import signal
 
 import ammd.pipeline.run
+import ammd.pipeline.sweep_run
 from ammd.pipeline.cli import main
 from ammd.pipeline.stages import STAGES
 
@@ -11,8 +12,9 @@ stand_ins = {
     name: dataclasses.replace(stage, module="stand_in_stages", inputs="Inputs")
     for name, stage in STAGES.items()
 }
-# The default of `run_recipe` is bound when it is defined.
-ammd.pipeline.run.run_recipe.__kwdefaults__["stages"] = stand_ins
+# Defaults are bound when a function is defined.
+for function in (ammd.pipeline.run.run_recipe, ammd.pipeline.sweep_run.run_sweep):
+    function.__kwdefaults__["stages"] = stand_ins
 
 if __name__ == "__main__":
     # A test run started in the background has interrupts switched off, and its children inherit that.

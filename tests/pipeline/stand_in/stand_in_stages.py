@@ -2,7 +2,9 @@
 
 Used where a test is about the pipeline, not about models. Imported by the stages' child processes through
 PYTHONPATH. `STAND_IN_LOG` names a file that gets a line for each stage that really ran; `STAND_IN_FAULT`,
-as `export:kill`, makes one stage misbehave.
+as `export:kill`, makes one stage misbehave, `distill@1:raise` only that of seed 1. `STAND_IN_SPANS` names a file that
+gets a line of JSON when a stage begins and when it ends; with `STAND_IN_MEET`, as `distill:2`, a stage waits until so
+many of its name are at work at once.
 """
 
 import json
@@ -34,10 +36,37 @@ def run(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
     with Path(os.environ["STAND_IN_LOG"]).open("a", encoding="utf-8") as log:
         log.write(f"{name}\n")
     stage, _, fault = os.environ.get("STAND_IN_FAULT", "").partition(":")
+    _span("begin", name)
+    _meet(name)
     results = globals()[f"_{name}"](inputs, settings, folder)
-    if stage == name:
+    if stage in (name, f"{name}@{getattr(settings, 'seed', None)}"):
         _misbehave(fault, folder)
+    _span("end", name)
     return results
+
+
+def _span(what: str, name: str) -> None:
+    if path := os.environ.get("STAND_IN_SPANS"):
+        facts = {
+            "what": what,
+            "stage": name,
+            "pid": os.getpid(),
+            "cpus": sorted(os.sched_getaffinity(0)),
+            "threads": os.environ["OMP_NUM_THREADS"],
+        }
+        with Path(path).open("ab", buffering=0) as log:
+            log.write(json.dumps(facts).encode() + b"\n")
+
+
+def _meet(name: str) -> None:
+    stage, _, count = os.environ.get("STAND_IN_MEET", "").partition(":")
+    deadline = time.monotonic() + 60
+    while stage == name:
+        lines = Path(os.environ["STAND_IN_SPANS"]).read_text(encoding="utf-8").splitlines()
+        if sum(f'"begin", "stage": "{name}"' in line for line in lines) >= int(count):
+            return
+        assert time.monotonic() < deadline, "the others did not come"
+        time.sleep(0.02)
 
 
 def _misbehave(fault: str, folder: Path) -> None:
@@ -78,13 +107,13 @@ def _misbehave(fault: str, folder: Path) -> None:
         sys.exit(1)
 
 
-def _checkpoint(folder: Path, *, weights: int) -> None:
+def _checkpoint(folder: Path, *, weights: int, value: int = 0) -> None:
     folder.mkdir()
     (folder / "config.json").write_text("{}", encoding="utf-8")
     header = json.dumps(
         {"w": {"dtype": "F32", "shape": [weights], "data_offsets": [0, 4 * weights]}}
     ).encode()
-    body = len(header).to_bytes(8, "little") + header + bytes(4 * weights)
+    body = len(header).to_bytes(8, "little") + header + bytes([value]) * (4 * weights)
     (folder / "model.safetensors").write_bytes(body)
 
 
@@ -107,7 +136,7 @@ def _distill(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
     kept.touch()
     assert (Path(inputs["prepared"]) / "train.jsonl").is_file()
     _checkpoint(folder / "warm", weights=8)
-    _checkpoint(folder / "student", weights=8)
+    _checkpoint(folder / "student", weights=8, value=settings.seed)
     rows = [
         {"phase": "warm", "step": 1, "seconds": 1.0, "loss": 2.0, "kl_nats": 1.0},
         {"phase": "ammd", "step": 2, "seconds": time.time() % 100, "loss": 1.0, "d_off": 0.5, "d_on": 0.4},
