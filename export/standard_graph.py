@@ -49,7 +49,7 @@ def save_graph(model: ModelProto, folder: Path, contents: Contents | None = None
 def _bytes(tensor: TensorProto) -> int:
     from onnx import helper
 
-    return math.prod(tensor.dims) * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    return int(math.prod(tensor.dims)) * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def initializers(graph: GraphProto) -> Mapping[str, TensorProto]:
