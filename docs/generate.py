@@ -110,6 +110,9 @@ def cli_page() -> str:
     for name, command in ammd_command.commands.items():
         context = click.Context(command, info_name=name, parent=top, terminal_width=WIDTH)
         parts.append(_help_section(f"ammd {name}", command, context))
+        for below, part in getattr(command, "commands", {}).items():
+            inner = click.Context(part, info_name=below, parent=context, terminal_width=WIDTH)
+            parts.append(_help_section(f"ammd {name} {below}", part, inner))
     return "\n".join(parts)
 
 

@@ -38,7 +38,7 @@ from .bundle_choice import Target, budget_of, choose
 from .bundle_manifest import build_manifest, is_bundle
 from .cache import Done, run_lock
 from .model_card import read_context_tokens, render_card
-from .open_run import CARD_NAME
+from .run_folder import CARD_NAME
 from .runs import read_finished
 from .sbom import SBOM_NAME, write_sbom
 from .signature import read_secret_key, sign

@@ -34,6 +34,7 @@ from .stages import Stage
 
 log = logging.getLogger("ammd.pipeline")
 LOCK_NAME = ".lock"
+_LOOK_S = 0.3  # for which one who only asks (`is_locked`) may be in the way
 _RESUME_DIGITS = 16  # of the key, in a folder's name
 
 
@@ -187,7 +188,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK_NAME, timeout=0)
+        lock = FileLock(folder / LOCK_NAME, timeout=_LOOK_S)
         lock.acquire()
     except Timeout as exc:
         raise ArtifactError(
@@ -201,6 +202,19 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Tell whether a process works in a run folder now."""
+    from filelock import FileLock, Timeout
+
+    if not (folder / LOCK_NAME).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK_NAME, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
 
 
 def clean_stage(folder: Path, *, key: str) -> None:

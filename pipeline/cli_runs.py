@@ -11,6 +11,7 @@ import click
 from ammd.errors import INTERRUPTED
 
 from .cli_compare import compare
+from .cli_history import runs
 from .cli_options import (
     emit,
     examples,
@@ -94,18 +95,6 @@ def watch(run: str | None, once: bool, as_json: bool, runs_dir: Path) -> None:
     except KeyboardInterrupt:  # the run goes on
         code = INTERRUPTED
     raise click.exceptions.Exit(code)
-
-
-@click.command(epilog=examples("ammd runs", "ammd runs --runs-dir /data/runs --json"))
-@runs_option
-@json_option
-def runs(runs_dir: Path, as_json: bool) -> None:
-    """List the runs that are on disk."""
-    from .runs import list_runs
-    from .table import runs_table
-
-    document = list_runs(runs_dir)
-    emit(document, lambda: [runs_table(document)], as_json=as_json)
 
 
 @click.command(epilog=examples("ammd report quickstart", "ammd report 3f9a01c2 --json"))

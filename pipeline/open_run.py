@@ -33,21 +33,18 @@ from .cache import (
     run_lock,
     stage_key,
 )
+from .history import record_begin, record_end
 from .places import Place, Places
 from .process_group import ProcessGroups
 from .recipe import Recipe
 from .recipe_document import DATA_FILES, SOURCES, TEXTS, data_file
 from .resources import Need, count_parameters, estimate_need
+from .run_folder import CARD_NAME, RECIPE_NAME, REPORT_NAME, SUMMARY_NAME, run_name
 from .run_log import LOG_NAME, run_log
 from .stages import Stage
 from .toml_text import write_toml
 
 log = logging.getLogger("ammd.pipeline")
-RECIPE_NAME = "recipe.toml"
-# Written from all stages together, and out of date as soon as one is made anew.
-SUMMARY_NAME = "summary.json"
-REPORT_NAME = "report.html"
-CARD_NAME = "MODEL_CARD.md"
 _RUN_ID_DIGITS = 8
 
 
@@ -171,12 +168,16 @@ def open_run(
     folder = run_folder(recipe, runs_dir=runs_dir)
     with run_lock(folder):
         (folder / RECIPE_NAME).write_text(write_toml(recipe.model_dump(mode="json")), encoding="utf-8")
-        log.info("run %s/%s in `%s`", recipe.name, folder.name, folder)
+        log.info("run %s in `%s`", run_name(folder), folder)
         groups = places.enter()
-        with run_log(folder, run=f"{recipe.name}/{folder.name}", stages=stages, groups=groups) as events:
-            yield OpenRun(
-                recipe=recipe, folder=folder, stages=stages, events=events, groups=groups, places=places
-            )
+        try:
+            with run_log(folder, run=run_name(folder), stages=stages, groups=groups) as events:
+                record_begin(folder)
+                yield OpenRun(
+                    recipe=recipe, folder=folder, stages=stages, events=events, groups=groups, places=places
+                )
+        finally:
+            record_end(folder)
 
 
 def run_folder(recipe: Recipe, *, runs_dir: Path) -> Path:

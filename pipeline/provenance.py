@@ -18,7 +18,7 @@ from ammd.artifact import Manifest, hash_text, is_published, read_manifest
 from ammd.export.file_metadata import Provenance
 from ammd.model_origin import ModelOrigin
 
-from .open_run import RECIPE_NAME
+from .run_folder import RECIPE_NAME
 
 _STUDENT = ("distill", "student")  # where a run keeps it
 

@@ -23,10 +23,10 @@ from .cache import Done
 from .columns import show, used_columns, value_of
 from .file_notes import file_notes
 from .model_card import read_context_tokens, render_card
-from .open_run import CARD_NAME, RECIPE_NAME, REPORT_NAME, SUMMARY_NAME
 from .plots import draw_curves, draw_trade
 from .profile_tables import profile_tables
 from .recipe import Recipe
+from .run_folder import CARD_NAME, RECIPE_NAME, REPORT_NAME, SUMMARY_NAME
 from .runs import read_finished, read_summary
 from .summary import build_summary
 from .table import model_rows

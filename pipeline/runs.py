@@ -1,4 +1,4 @@
-"""Runs on disk: find one by what a user types, list them, read a finished one back."""
+"""Runs on disk: find one by what a user types, read a finished one back."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from ammd.artifact import MANIFEST_NAME, load_manifest
 from ammd.errors import ArtifactError, RecipeError
 
 from .cache import Done
-from .open_run import RECIPE_NAME, SUMMARY_NAME
 from .recipe import Recipe, load_recipe
+from .run_folder import RECIPE_NAME, SUMMARY_NAME
 from .run_log import LOG_NAME
 from .stages import STAGES
 
-LIST_SCHEMA = "ammd.runs/1"
 REFERENCES = "refs"  # folder below the runs folder: names that stand for runs
 _REFERENCE = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
@@ -171,24 +170,6 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ArtifactError(f"`{path}` is not a summary", hint="`ammd report RUN` writes it anew")
     return document
-
-
-def list_runs(runs_dir: Path) -> dict[str, Any]:
-    """Return a document with one row for each run below `runs_dir`, newest first."""
-    folders = sorted(_folders(runs_dir), key=lambda folder: folder.stat().st_mtime, reverse=True)
-    return {"schema": LIST_SCHEMA, "path": str(runs_dir.resolve()), "runs": [_row(f) for f in folders]}
-
-
-def _row(folder: Path) -> dict[str, Any]:
-    finished = [name for name in STAGES if (folder / name / MANIFEST_NAME).is_file()]
-    return {
-        "run": f"{folder.parent.name}/{folder.name}",
-        "path": str(folder.resolve()),
-        "modified": int(folder.stat().st_mtime),
-        "stages": finished,
-        "finished": (folder / SUMMARY_NAME).is_file(),
-        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-    }
 
 
 def _folders(runs_dir: Path) -> Iterator[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -91,16 +90,6 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
     if summary["stages"]:
         table.add_section()
         table.add_row("all", f"{summary['seconds']:.1f}", f"{summary['peak_rss_bytes'] / 2**20:,.0f}", "")
-    return table
-
-
-def runs_table(document: Mapping[str, Any]) -> Table:
-    """Return one line for each run."""
-    table = build_table(f"runs in {document['path']}", "run", ["made", "stages", "MiB", ""])
-    for row in document["runs"]:
-        made = datetime.datetime.fromtimestamp(row["modified"]).strftime("%Y-%m-%d %H:%M")
-        state = "" if row["finished"] else "not finished"
-        table.add_row(row["run"], made, str(len(row["stages"])), f"{row['bytes'] / 2**20:,.0f}", state)
     return table
 
 

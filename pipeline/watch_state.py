@@ -20,7 +20,7 @@ from ammd.errors import INTERRUPTED, ArtifactError, EngineError
 from ammd.event_log import Event, EventReader
 
 from .bench_cells import cells_of_run, check_measured
-from .open_run import SUMMARY_NAME
+from .run_folder import SUMMARY_NAME
 from .run_log import LOG_NAME, is_gone
 from .runs import read_summary
 from .stages import STAGES

@@ -431,7 +431,7 @@ def test_runs_report_and_compare_read_finished_runs(ran, ammd, tmp_path):
 
     listed = json.loads(ammd("runs", "--runs-dir", runs, "--json")[1])
     assert {row["run"] for row in listed["runs"]} == {first["run"], second["run"]}
-    assert all(row["finished"] for row in listed["runs"])
+    assert all(row["state"] == "finished" for row in listed["runs"])
     assert first["run"] in ammd("runs", "--runs-dir", runs)[1]
 
     report = runs / first["run"] / "report.html"
@@ -466,7 +466,7 @@ def test_unexpected_exception_is_a_defect_in_one_line(ammd, monkeypatch):
     def break_down(*_arguments, **_options):
         raise ZeroDivisionError("by nought")
 
-    monkeypatch.setattr("ammd.pipeline.runs.list_runs", break_down)
+    monkeypatch.setattr("ammd.pipeline.runs_list.list_runs", break_down)
     code, _, err = ammd("runs")
     assert code == 1
     assert err.splitlines() == [
