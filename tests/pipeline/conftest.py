@@ -1,9 +1,12 @@
 """Fixtures of the pipeline's tests: a recipe on tiny files, stages that take milliseconds, a way to run them."""
 
 import dataclasses
+import getpass
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -155,3 +158,17 @@ def bundle(released, tmp_path):
     """A copy of the bundle's folder; its archive lies beside it."""
     shutil.copytree(released[3], tmp_path / "out")
     return tmp_path / "out" / "tiny"
+
+
+@pytest.fixture
+def words_of_this_machine():
+    """Return what there is in some bytes of a folder's path, the home folders, the user and the host."""
+
+    def words_of_this_machine(contents, folder):
+        names = [getpass.getuser() + "@", f"/{getpass.getuser()}/", str(folder), "/home/", "/tmp/"]
+        host = re.compile(rb'[\s"@/]' + re.escape(socket.gethostname().encode()) + rb'[\s":/]')  # a short one
+        found = [name for name in names if name.encode() in contents]
+        is_text = b"\0" not in contents
+        return found + ([socket.gethostname()] if is_text and host.search(contents) else [])
+
+    return words_of_this_machine
