@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING
 from . import errors
 
 __version__ = "0.1.0"
-__all__ = ["bench", "errors", "evaluate", "export_checkpoint", "run", "verify"]
+__all__ = ["bench", "bundle", "errors", "evaluate", "export_checkpoint", "run", "verify", "verify_bundle"]
 
 if TYPE_CHECKING:
-    from ammd.pipeline.api import bench, evaluate, export_checkpoint, run, verify
+    from ammd.pipeline.api import (
+        bench,
+        bundle,
+        evaluate,
+        export_checkpoint,
+        run,
+        verify,
+        verify_bundle,
+    )
 else:  # hidden from type checkers, which would take any name to exist
 
     def __getattr__(name: str) -> object:

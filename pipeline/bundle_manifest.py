@@ -22,6 +22,7 @@ from .model_card import LOADERS
 from .recipe_document import BUILTIN
 
 SCHEMA = "ammd.bundle/1"
+_LARGEST_BYTES = 16 << 20
 
 
 class BundleManifest(BaseModel):
@@ -82,6 +83,8 @@ def read_bundle_manifest(folder: Path) -> BundleManifest:
     """
     path = folder / MANIFEST_NAME
     try:
+        if (size := path.stat().st_size) > _LARGEST_BYTES:
+            raise ArtifactError(f"`{path}` has {size} bytes, more than any manifest", path=str(path))
         return BundleManifest.model_validate_json(path.read_bytes())
     except FileNotFoundError as exc:
         raise ArtifactError(f"`{folder}` is no bundle: it has no {MANIFEST_NAME}", path=str(path)) from exc
@@ -102,7 +105,7 @@ def is_bundle(path: Path) -> bool:
         return True
     try:
         document = json.loads((path / MANIFEST_NAME).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(document, dict) and str(document.get("schema", "")).startswith("ammd.bundle/")
 

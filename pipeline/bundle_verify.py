@@ -63,8 +63,8 @@ def _verify_folder(folder: Path, public_key: str | None) -> dict[str, Any]:
     if not folder.is_dir():
         raise ArtifactError(f"no bundle at `{folder}`", path=str(folder))
     path = folder / MANIFEST_NAME
-    comment = check_signature(path, key) if key else None
     manifest = read_bundle_manifest(folder)
+    comment = check_signature(path, key) if key else None
     _check_names(manifest, folder)
     check_files(folder, manifest.files)
     signed = signature_of(path).is_file()

@@ -124,9 +124,10 @@ def _refuse_given(options: Sequence[str], values: Sequence[object], kind: str) -
 
 
 def _verify_bundle(bundle: Path, *, public_key: str | None, unpack: Path | None, as_json: bool) -> None:
-    from .bundle_verify import describe, verify_bundle
+    from .api import verify_bundle
+    from .bundle_verify import describe
 
-    found = verify_bundle(bundle, public_key=public_key, unpack_to=unpack)
+    found = verify_bundle(bundle, public_key=public_key, unpack=unpack)
     emit(found, lambda: [describe(found)], as_json=as_json)
     if unpack:
         click.echo(found["path"], err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -42,7 +43,7 @@ _PATH = click.Path(path_type=Path)
 @screen_options
 def bundle(
     run: str,
-    target: str,
+    target: Literal["android", "ios", "desktop"],
     names: tuple[str, ...],
     out: Path | None,
     key: Path | None,
@@ -56,19 +57,10 @@ def bundle(
     is made. No file enters that misses its budget (exit code 7), is not proven (5) or was altered (3). `ammd verify`
     checks what comes out.
     """
-    from .bundle import make_bundle
-    from .bundle_choice import Target
-    from .runs import find_run
+    from .api import bundle as pack
     from .table import bundle_table
 
-    document = make_bundle(
-        find_run(run, runs_dir=runs_dir),
-        target=Target(target),
-        names=names,
-        out=out,
-        key=key,
-        force=force,
-    )
+    document = pack(run, target=target, files=names, out=out, sign=key, force=force, runs_dir=runs_dir)
     emit(document, lambda: [bundle_table(document)], as_json=as_json)
     click.echo(document["archive"], err=True)
 

@@ -128,7 +128,8 @@ def _sources(manifest: Mapping[str, Any]) -> Iterator[Component]:
 
     origin = manifest["origin"]
     known = {role: origin[role] for role in ("base_model", "teacher") if origin[role]}
-    if len(known) == 2 and known["base_model"] == known["teacher"]:
+    is_one = len(known) == 2 and known["base_model"] == known["teacher"]
+    if is_one:
         del known["base_model"]
     for role, model in known.items():
         group, _, name = (model["hub_id"] or "").partition("/")
@@ -141,7 +142,9 @@ def _sources(manifest: Mapping[str, Any]) -> Iterator[Component]:
             scope=ComponentScope.EXCLUDED,
             licenses=_licenses(model),
             purl=PackageURL("huggingface", group, name, revision) if name else None,
-            properties=_properties({"role": role, "source": model["source"]}),
+            properties=_properties(
+                {"role": "teacher, base_model" if is_one else role, "source": model["source"]}
+            ),
         )
     for data in manifest["data"]:
         yield Component(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from minisign import PublicKey, SecretKey, Signature
 
 SUFFIX = ".minisig"
+_LARGEST_BYTES = 16 << 10  # of a signature, which has four lines
 PASSWORD_VARIABLE = "AMMD_SIGN_PASSWORD"
 
 
@@ -96,7 +97,8 @@ def _read_signature(path: Path) -> Signature:
     from minisign import Error, Signature
 
     try:
-        return Signature.from_file(path)
+        with path.open("rb") as stream:
+            return Signature.from_bytes(stream.read(_LARGEST_BYTES))
     except FileNotFoundError as exc:
         raise ArtifactError(f"`{path.parent}` is not signed", path=str(path)) from exc
     except (OSError, Error, ValueError) as exc:
