@@ -4,20 +4,25 @@ llama.cpp's static libraries for arm64 run under qemu's user emulation, which co
 instructions would: a check of correctness, never of speed. Compared are token ids; on teacher-forced text KL(here ||
 there) and the likeliest token; and greedy text made here, fed to the other: a position whose likeliest token differs is
 where greedy text would part. As in a verify stage, that is explained, a near-tie, if this machine prefers its token by
-no more than the largest logit difference between both. Ends in one line of JSON.
+no more than the largest logit difference between both.
 
-    python benchmarks/arm64.py student-q4_0.gguf --tokens 256
+Each file and build is a cell of WORK_DIR, so that a call goes on where the one before it ended, and `--seconds` ends
+one early. The last one writes `benchmarks/results/arm64.json`.
+
+    python benchmarks/arm64.py WORK_DIR student-q8_0.gguf student-q4_k_m.gguf --what "the quickstart's student"
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +31,9 @@ from ammd.llama_source import source_tree
 from ammd.runtime.bench_child import PARAGRAPH
 from ammd.runtime.divergence import row_divergences
 from ammd.runtime.engine import Engine, open_engine
+from ammd.runtime.limits import KL_LIMITS
 from ammd.runtime.llama_tools import COMPILER, Arm64, arm64_folder, run_command
+from ammd.runtime.verify import artifact_name
 
 EMULATOR = "qemu-aarch64"
 PROBES = (
@@ -175,39 +182,56 @@ def _partings(
     )
 
 
-def measure(model: Path, builds: Sequence[Arm64], *, tokens: int, greedy_tokens: int) -> list[Parity]:
-    """Compare a file with each build."""
+def measure(model: Path, build: Arm64, *, tokens: int, greedy_tokens: int) -> dict[str, Any]:
+    """Return the row of a file and a build."""
     with (
         tempfile.TemporaryDirectory(prefix="ammd-arm64-") as folder,
         open_engine(model, threads=1, context_tokens=_CONTEXT_TOKENS) as engine,
     ):
-        return [
-            compare(
-                engine,
-                model,
-                build_reader(build, Path(folder)),
-                isa=build.value,
-                tokens=tokens,
-                greedy_tokens=greedy_tokens,
-            )
-            for build in builds
-        ]
+        program = build_reader(build, Path(folder))
+        found = compare(engine, model, program, isa=build.value, tokens=tokens, greedy_tokens=greedy_tokens)
+    facts = {"file": model.name, "sha256": hash_file(model), "kl_limit_nats": KL_LIMITS[artifact_name(model)]}
+    return facts | asdict(found)
 
 
 def main() -> None:
-    """Compare and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--greedy-tokens", type=int, default=32)
-    parser.add_argument("--isa", choices=[build.value for build in Arm64], help="[default: both]")
-    arguments = parser.parse_args()
+    """Compare what is missing; write the result file once nothing is."""
+    from cells import Cells
+    from document import publish
+
+    arguments = parse_arguments()
+    ends = time.monotonic() + arguments.seconds
+    cells = Cells(arguments.work)
+    sizes = {"tokens": arguments.tokens, "greedy_tokens": arguments.greedy_tokens}
+    wanted = {
+        f"{model.stem}-{build.value}-{arguments.tokens}-{arguments.greedy_tokens}": (model, build)
+        for model in arguments.models
+        for build in Arm64
+    }
+    for name in wanted:
+        if cells.get(name) is None and time.monotonic() < ends:
+            cells.compute([name], lambda one: measure(*wanted[one], **sizes))
+            print(name, file=sys.stderr)
+    found = [cells.get(name) for name in wanted]
+    if missing := found.count(None):
+        print(f"{missing} of {len(found)} cells are missing", file=sys.stderr)
+        return
+    settings = {**sizes, "texts": len(PROBES), "what": arguments.what}
+    publish("arm64", [row for row in found if row], settings=settings)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("work", type=Path, metavar="WORK_DIR")
+    parser.add_argument("models", type=Path, nargs="+", metavar="GGUF")
+    parser.add_argument("--tokens", type=int, default=192)
+    parser.add_argument("--greedy-tokens", type=int, default=24)
+    parser.add_argument("--what", required=True, help="what the files are, for docs/results.md")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no cell begins after these")
     if shutil.which(EMULATOR) is None:
         parser.error(f"there is no `{EMULATOR}`: install Debian's `qemu-user`")
-    builds = [Arm64(arguments.isa)] if arguments.isa else list(Arm64)
-    found = measure(arguments.model, builds, tokens=arguments.tokens, greedy_tokens=arguments.greedy_tokens)
-    record = {"file": arguments.model.name, "sha256": hash_file(arguments.model)}
-    print(json.dumps(record | {"rows": [asdict(parity) for parity in found]}))
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from results_of_bench import agreement_part, projection_part
+from results_of_bench import agreement_part, arm64_part, projection_part
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER.parent / "benchmarks" / "results"
@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> int:
         *peers_part(read("export_peers")),
         *agreement_part(read("agreement")),
         *projection_part(read("projection")),
+        *arm64_part(read("arm64")),
         *run_to_run_part(read("run_to_run")),
     ]
     page = MADE + "\n\n".join(parts) + "\n"

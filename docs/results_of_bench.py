@@ -1,4 +1,4 @@
-"""The sections of docs/results.md about our measurements beside others': agreement, and projections."""
+"""The sections of docs/results.md about engines and devices: agreement with others' tools, projections, arm64."""
 
 from __future__ import annotations
 
@@ -88,6 +88,43 @@ def _error(row: Row) -> list[str]:
         f"{100 * row['median_error']:.0f}",
         f"{row['worst_low']:.2f} to {row['worst_high']:.2f}",
         f"{100 * row['inside']:.0f}",
+    ]
+
+
+def arm64_part(document: Mapping[str, Any]) -> Iterable[str]:
+    """Yield how far files are from themselves on emulated arm64."""
+    rows: Sequence[Row] = document["rows"]
+    settings = document["settings"]
+    apart = [one for row in rows for one in (*row["apart"], *row["partings"])]
+    ties = sum(one["is_near_tie"] for one in apart)
+    yield "## Files on arm64, emulated"
+    yield (
+        f"`python benchmarks/arm64.py`: {settings['what']}, under `qemu-aarch64` against {document['machine']['cpu']}.\n"
+        f"Token ids of {settings['texts']} texts, {settings['tokens']} teacher-forced positions, greedy texts of "
+        f"{settings['greedy_tokens']} tokens. Correctness only:\nspeed under emulation means nothing. Revision "
+        f"{str(document['revision'])[:7]}."
+    )
+    head = ["file", "build", "token ids", "KL nats, mean", "limit of its proof", "KL nats, largest"]
+    head += ["same likeliest token, %", "greedy texts that part"]
+    yield _table(head, [_parity(row) for row in rows])
+    yield (
+        f"Of {len(apart)} positions with another likeliest token, in teacher-forced and in greedy text, {ties} are "
+        "near-ties: this\nmachine prefers its own by no more than the largest logit difference between both. It prefers "
+        f"it by {max(one['logit_gap'] for one in apart):.2f} at\nmost. So equal greedy text would test nothing, and "
+        "distributions are compared."
+    )
+
+
+def _parity(row: Row) -> list[str]:
+    return [
+        f"`{row['file']}`",
+        f"`{row['isa']}`",
+        "equal" if row["same_token_ids"] else "differ",
+        f"{row['kl_nats']:.4f}",
+        f"{row['kl_limit_nats']:g}",
+        f"{row['max_kl_nats']:.3f}",
+        f"{100 * row['top1_agreement']:.1f}",
+        f"{len(row['partings'])} of {row['greedy_texts']}",
     ]
 
 
