@@ -24,7 +24,7 @@ _PROMPT_TOKENS = 128
 _WARMUP_TOKENS = 16
 # Where each engine keeps the object through which its library works, and the calls that do.
 _WORK: Mapping[EngineKind, tuple[str, tuple[str, ...]]] = {
-    EngineKind.LLAMA_CPP: ("_library", ("llama_decode", "llama_get_logits_ith")),
+    EngineKind.LLAMA_CPP: ("_step._calls", ("decode", "row_address")),
     EngineKind.ONNX_GENAI: ("_generator", ("append_tokens", "get_logits")),
     EngineKind.ONNX_RUNTIME: ("_cache._session", ("run_with_iobinding",)),
 }

@@ -1,8 +1,7 @@
 """llama.cpp through its C functions, without the layers that make the Python binding slow.
 
-The binding's high-level class copies logits into Python lists and re-checks its state at each token. Here one
-single-token batch is made once and only its token and position change; the logits are a numpy view on
-llama.cpp's own buffer. What is left of Python is some tens of microseconds a token.
+The binding's high-level class copies logits into Python lists and re-checks its state at each token. Here the logits
+are a numpy view on llama.cpp's own buffer, and `llama_step` does what is done once a token.
 
 Everything that changes speed, memory or arithmetic is set here or by `LlamaOptions`, and reported in `settings`. What
 the options default to, and what is always so:
@@ -34,6 +33,7 @@ from ammd.errors import EngineError
 from .chat_template import render_chat_template
 from .engine import check_room
 from .llama_options import LLAMA_DEFAULTS, LlamaOptions
+from .llama_step import LlamaStep
 from .llama_vocab import LlamaVocab
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class LlamaEngine:
         self._model: Any = None
         self._context: Any = None
         self._batch: Any = None
+        self._step: LlamaStep | None = None
         self._options = options
         self._batch_tokens = options.batch_tokens
         self._repacking = b"AMX_INT8 = 1" not in library.llama_print_system_info()
@@ -82,9 +83,8 @@ class LlamaEngine:
         for index in range(self._batch_tokens):
             self._batch.n_seq_id[index] = 1
             self._batch.seq_id[index][0] = 0
+        self._step = LlamaStep(library, self._context, vocab_size=self.vocab_size)
         self._length = 0
-        self._view_address = 0
-        self._view: Logits | None = None
         self.settings: Mapping[str, object] = {
             "threads": threads,
             "context_tokens": context_tokens,
@@ -141,7 +141,7 @@ class LlamaEngine:
         for start in range(0, len(token_ids), self._batch_tokens):
             chunk = token_ids[start : start + self._batch_tokens]
             self._run(chunk, outputs=1 if start + len(chunk) == len(token_ids) else 0)
-        return self._row(-1)
+        return self._open_step.row(-1)
 
     def decode(self, token_id: int) -> Logits:
         """Add one token. Returns float32 [V], valid until the next call.
@@ -151,14 +151,11 @@ class LlamaEngine:
         """
         if self._length >= self.context_tokens:
             raise EngineError(f"the context of {self.context_tokens} tokens is full")
-        batch = self._batch
-        batch.n_tokens = 1
-        batch.token[0] = token_id
-        batch.pos[0] = self._length
-        batch.logits[0] = 1
-        self._check(self._library.llama_decode(self._context, batch))
+        step = self._open_step
+        if status := step.run(token_id, self._length):
+            self._check(status)
         self._length += 1
-        return self._row(0)
+        return step.row(0)
 
     def logits(self, token_ids: Sequence[int], *, start: int = 0) -> Iterator[Logits]:
         """Give the logits after each token from `start` on, in chunks float32 [C, V] valid until the next.
@@ -181,13 +178,15 @@ class LlamaEngine:
 
     def close(self) -> None:
         """Release the model."""
+        if self._step is not None:
+            self._step.close()
         if self._batch is not None:
             self._library.llama_batch_free(self._batch)
         if self._context is not None:
             self._library.llama_free(self._context)
         if self._model is not None:
             self._library.llama_model_free(self._model)
-        self._batch = self._context = self._model = None
+        self._batch = self._step = self._context = self._model = None
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -198,6 +197,11 @@ class LlamaEngine:
     ) -> None:
         """Close."""
         self.close()
+
+    @property
+    def _open_step(self) -> LlamaStep:
+        assert self._step is not None, "the engine is closed"
+        return self._step
 
     def _load_model(self, path: Path) -> Any:
         parameters = self._library.llama_model_default_params()
@@ -250,17 +254,6 @@ class LlamaEngine:
     def _check(self, status: int) -> None:
         if status:
             raise EngineError(f"llama_decode failed with status {status}: {_last_log()}")
-
-    def _row(self, index: int) -> Logits:
-        """Return a view on one row of llama.cpp's output; made anew only when the buffer moved."""
-        pointer = self._library.llama_get_logits_ith(self._context, index)
-        address = ctypes.cast(pointer, ctypes.c_void_p).value or 0
-        if self._view is None or address != self._view_address:
-            import numpy as np
-
-            self._view = np.ctypeslib.as_array(pointer, shape=(self.vocab_size,))
-            self._view_address = address
-        return self._view
 
 
 def _load_library() -> Any:
