@@ -20,7 +20,7 @@ FOLDERS = {
 DATA = {
     "ammd": ["py.typed"],
     "runtime": ["*.toml", "*.sh"],
-    "pipeline": ["*.toml", "*.jsonl", "*.j2"],
+    "pipeline": ["*.toml", "*.json", "*.jsonl", "*.j2", "*.css", "*.js"],
 }
 
 

@@ -1,12 +1,14 @@
 """Write docs/api.md from docstrings, docs/cli.md from the command line's own help, docs/recipe.md from the settings.
 
-`python docs/generate.py` writes; with `--check` nothing is written, and the exit code says whether the pages
-on disk are the ones that would be.
+And what docs/fields.md says of each number as the JSON that goes with the package, for the report.
+`python docs/generate.py` writes; with `--check` nothing is written, and the exit code says whether the files on disk
+are the ones that would be.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 import textwrap
@@ -22,6 +24,7 @@ from pydantic_core import PydanticUndefined
 import ammd
 from ammd.pipeline import api
 from ammd.pipeline.cli import ammd_command
+from ammd.pipeline.definitions import DEFINITIONS_NAME
 from ammd.pipeline.faults import models_in
 from ammd.pipeline.recipe import Recipe
 
@@ -31,11 +34,12 @@ MADE = "<!-- Made by docs/generate.py; `make docs` writes it anew. -->\n\n"
 
 
 def main(arguments: list[str]) -> int:
-    """Write or check the pages; return 1 if a check found one out of date."""
+    """Write or check all; return 1 if a check found one out of date."""
     pages = {
         FOLDER / "api.md": api_page(),
         FOLDER / "cli.md": cli_page(),
         FOLDER / "recipe.md": recipe_page(),
+        FOLDER.parent / "pipeline" / DEFINITIONS_NAME: definitions((FOLDER / "fields.md").read_text("utf-8")),
     }
     if "--check" not in arguments:
         for path, text in pages.items():
@@ -47,7 +51,7 @@ def main(arguments: list[str]) -> int:
         if not path.is_file() or path.read_text(encoding="utf-8") != text
     ]
     for name in stale:
-        sys.stderr.write(f"docs/{name} is out of date: run `make docs`\n")
+        sys.stderr.write(f"{name} is out of date: run `make docs`\n")
     return int(bool(stale))
 
 
@@ -135,6 +139,26 @@ def recipe_page() -> str:
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         parts.append("")
     return "\n".join(parts).rstrip() + "\n"
+
+
+def definitions(page: str) -> str:
+    """Return the tables of `field` and `meaning` under each heading of docs/fields.md as JSON."""
+    found = []
+    for part in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
+        title, *lines = part.splitlines()
+        rows: list[list[str]] = []
+        inside = False
+        for line in lines:
+            cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            if len(cells) == 2 and cells[1] == "meaning":
+                inside = True
+            elif not cells:
+                inside = False
+            elif inside and set("".join(cells)) != {"-"}:
+                rows.append(cells)
+        if rows:
+            found.append({"title": title, "rows": rows})
+    return json.dumps(found, ensure_ascii=False, indent=1) + "\n"
 
 
 def _help_section(title: str, command: click.Command, context: click.Context) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .plots import COLOURS, INK, Plot, draw_svg
+from .plots import COLOURS, INK, Plot, draw_svg, short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,7 @@ def _rates(
                 places,
                 rates,
                 yerr=ends,
-                label=name,
+                label=short_name(name),
                 color=colour,
                 marker="o",
                 markersize=4,
@@ -99,7 +99,8 @@ def _rates(
         axes.set_ylabel("tokens a second")
         axes.figure.legend(loc="outside lower center", ncols=3, fontsize=8)
 
-    return Plot(title=title, caption=caption, svg=draw_svg(draw, salt=title))
+    ends = (f"{name} {points[0][1]:.0f} to {points[-1][1]:.0f}" for name, points in lines.items())
+    return Plot(title=title, caption=caption, svg=draw_svg(draw, salt=title), alt="; ".join(ends))
 
 
 def _latencies(records: Mapping[str, Mapping[str, Any]]) -> Plot | None:
@@ -125,6 +126,7 @@ def _latencies(records: Mapping[str, Mapping[str, Any]]) -> Plot | None:
         title="Time of one token",
         caption="Dot: half of the tokens are faster; strokes: 90, 95 and 99 % are",
         svg=draw_svg(draw, salt="Time of one token"),
+        alt="; ".join(f"{name} {found[0]:.1f} to {found[-1]:.1f} ms" for name, found in times.items()),
     )
 
 
@@ -152,11 +154,14 @@ def _memory(records: Mapping[str, Mapping[str, Any]]) -> Plot | None:
         title="Memory of the process",
         caption="At the end of the measurement, and the peak of resident memory before it",
         svg=draw_svg(draw, salt="Memory of the process"),
+        alt="; ".join(
+            f"{name} {record['peak_rss_bytes'] / _MIB:.0f} MiB at the peak" for name, record in known.items()
+        ),
     )
 
 
 def _name_bars(axes: Axes, names: Sequence[str]) -> None:
     """Write the names beside the bars, the first on top."""
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), list(map(short_name, names)))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")

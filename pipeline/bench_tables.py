@@ -53,6 +53,7 @@ class Block:
 
     title: str
     headings: tuple[tuple[str, str], ...]  # word and unit
+    keys: tuple[str, ...]  # the field of each heading
     rows: tuple[tuple[str, ...], ...]
 
 
@@ -74,6 +75,7 @@ def bench_blocks(bench: Mapping[str, Mapping[str, Any] | None]) -> tuple[Block, 
                     ("proofs", ""),
                     *((number.title, number.unit) for number in used),
                 ),
+                keys=("threads", "prompt_tokens", "proofs", *(number.key for number in used)),
                 rows=tuple(
                     (
                         name,

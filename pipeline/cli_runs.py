@@ -97,24 +97,41 @@ def watch(run: str | None, once: bool, as_json: bool, runs_dir: Path) -> None:
     raise click.exceptions.Exit(code)
 
 
-@click.command(epilog=examples("ammd report quickstart", "ammd report 3f9a01c2 --json"))
-@click.argument("run")
+@click.command(epilog=examples("ammd report quickstart", "ammd report runs/quickstart/* --out all.html"))
+@click.argument("named", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the page of several runs goes.  [default: report.html in the folder of all runs]",
+)
 @runs_option
 @json_option
 @screen_options
-def report(run: str, runs_dir: Path, as_json: bool) -> None:
-    """Write a finished RUN's report anew.
+def report(named: tuple[str, ...], out: Path | None, runs_dir: Path, as_json: bool) -> None:
+    """Write a finished RUN's report, or one page about several.
 
-    That is summary.json, report.html and MODEL_CARD.md. RUN is a run's folder, NAME/ID, the beginning of an ID, or a
-    NAME that has one run.
+    Of one run that is summary.json, report.html and MODEL_CARD.md in its folder; of several, a page with the
+    verdict on each, all numbers, what each cost, and how their students answer. RUN is a run's folder, NAME/ID,
+    the beginning of an ID, or a NAME that has one run.
     """
     from .report import rebuild_report
     from .runs import find_run
-    from .table import run_tables
+    from .table import reported_table, run_tables
 
-    summary = rebuild_report(find_run(run, runs_dir=runs_dir))
-    emit(summary, lambda: run_tables(summary), as_json=as_json)
-    _say_where(summary)
+    folders = [find_run(text, runs_dir=runs_dir) for text in dict.fromkeys(named)]
+    if len(folders) == 1:
+        if out is not None:
+            raise click.UsageError("`--out` is for several runs: the page of one lies in its folder")
+        summary = rebuild_report(folders[0])
+        emit(summary, lambda: run_tables(summary), as_json=as_json)
+        _say_where(summary)
+        return
+    from .run_folder import REPORT_NAME
+    from .runs_report import report_runs
+
+    document = report_runs(folders, out=out or runs_dir / REPORT_NAME)
+    emit(document, lambda: [reported_table(document)], as_json=as_json)
+    click.echo(document["path"], err=True)
 
 
 @click.command(epilog=examples("ammd doctor", "ammd doctor --json"))

@@ -1,7 +1,7 @@
 """Plots of the report as SVG text, to be put into a page.
 
-Axes and words take the page's own text colour (`currentColor`), so one drawing serves light and dark; data
-colours are of middle brightness and differ in lightness too, for those who do not tell hues apart.
+Axes and words take the page's own text colour (`currentColor`) and data its `--series0` to `--series7`, so one drawing
+serves light and dark.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .columns import value_of
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # matplotlib knows no `currentColor`; this colour stands for it and is replaced in the text.
 INK = "#010203"
-COLOURS = ("#3b82c4", "#e07b39", "#4c9f70", "#a05cc0", "#c2477f", "#8a8f98", "#b8912a", "#2fa3a8")
+# These stand for the page's colours of series in the same way.
+COLOURS = tuple(f"#0102{place:02x}" for place in range(0x10, 0x18))
 _STYLE = {
     "svg.fonttype": "none",  # words stay words: selectable, and in the reader's font
     "font.family": "sans-serif",
     "font.size": 9,
+    "text.parse_math": False,  # a dollar sign in a name is one
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -37,7 +37,8 @@ _STYLE = {
     "grid.alpha": 0.15,
     "grid.linewidth": 0.6,
 }
-_SIZE_INCHES = (4.8, 3.1)  # drawn for a phone's width; a wide page puts two side by side
+_NAME_CHARACTERS = 24
+_SIZE_INCHES = (4.2, 2.9)  # drawn for a phone's width; a wide page puts three side by side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,7 @@ class Plot:
     title: str
     caption: str
     svg: str
+    alt: str  # what it shows, for those who do not see it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,48 +89,63 @@ def draw_curves(curves: Sequence[Mapping[str, Any]]) -> list[Plot]:
     for title, caption, lines in wanted:
         present = [line for line in lines if any(_number(row, line.key) is not None for row in curves)]
         if present:
-            plots.append(Plot(title=title, caption=caption, svg=_draw_lines(curves, present, salt=title)))
+            svg = _draw_lines(curves, present, salt=title)
+            alt = "; ".join(_ends(curves, line) for line in present)
+            plots.append(Plot(title=title, caption=caption, svg=svg, alt=alt))
     return plots
 
 
-def draw_trade(rows: Sequence[Mapping[str, Any]]) -> Plot | None:
-    """Return quality against size, each dot's area its decode speed; None without measured rows.
+def _ends(curves: Sequence[Mapping[str, Any]], line: _Curve) -> str:
+    """Say from where to where a curve goes, in each phase that has it."""
+    parts = []
+    for phase in dict.fromkeys(row.get("phase") for row in curves):
+        values = [
+            y for row in curves if row.get("phase") == phase and (y := _number(row, line.key)) is not None
+        ]
+        if values:
+            parts.append(f"from {values[0]:.3g} to {values[-1]:.3g} in phase {phase}")
+    return f"{line.label} {', '.join(parts)}"
 
-    Args:
-        rows: Models and files of the summary.
-    """
-    points = [
-        (row, row["bytes"] / 2**20, quality["kl_to_teacher_nats"], _speed(row))
-        for row in rows
-        if (quality := row.get("quality")) and quality.get("kl_to_teacher_nats") is not None
-    ]
-    if not points:
-        return None
 
+def draw_together(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Plot]:
+    """Return loss, both moment-matching distances and KL of several runs, a line for each run that has them."""
+    clocked = {name: _running_seconds(curves) for name, curves in runs.items()}
+    plots = []
+    for key, title, caption in (
+        (
+            "d_off",
+            "Distance, off-policy",
+            "How far the critic tells student from teacher on the teacher's texts",
+        ),
+        ("d_on", "Distance, on-policy", "The same on the student's own texts"),
+        (
+            "kl_nats",
+            "KL to the teacher",
+            "Forward KL on the teacher's texts of each training batch, nats a token",
+        ),
+        ("loss", "Loss", "Training loss of each phase; objectives may differ"),
+    ):
+        lines = {
+            name: [(row["seconds"], y) for row in curves if (y := _number(row, key)) is not None]
+            for name, curves in clocked.items()
+        }
+        lines = {name: points for name, points in lines.items() if points}
+        if lines:
+            ends = (f"{name} ends at {points[-1][1]:.3g}" for name, points in lines.items())
+            svg = _draw_runs(lines, salt=f"runs {key}")
+            plots.append(Plot(title=title, caption=caption, svg=svg, alt="; ".join(ends)))
+    return plots
+
+
+def _draw_runs(lines: Mapping[str, Sequence[tuple[float, float]]], *, salt: str) -> str:
     def draw(axes: Axes) -> None:
-        fastest = max((speed for *_, speed in points if speed), default=1.0)
-        handles = []
-        for index, (row, size, kl, speed) in enumerate(points):
-            shape: dict[str, Any] = {
-                "color": COLOURS[index % len(COLOURS)],
-                "marker": "o" if "format" in row else "s",
-            }
-            area = 20 + 280 * speed / fastest if speed else 20
-            axes.scatter([size], [kl], s=area, alpha=0.75, linewidths=0, **shape)
-            handles.append(axes.scatter([], [], s=28, linewidths=0, label=row["name"], **shape))
-        axes.set_xscale("log")
-        _plain_ticks(axes, [size for _, size, *_ in points])
-        axes.margins(0.12, 0.15)
-        axes.set_xlabel("size, MiB")
-        axes.set_ylabel("KL to teacher, nats")
-        # Names beside the dots would lie on each other: a student and its files are close by design.
-        axes.figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
+        for index, (name, points) in enumerate(lines.items()):
+            axes.plot(*zip(*points, strict=True), color=COLOURS[index], linewidth=1.2, label=short_name(name))
+        axes.set_xlim(left=0)
+        axes.set_xlabel("seconds of training")
+        axes.figure.legend(loc="outside lower center", ncols=2, fontsize=7)
 
-    return Plot(
-        title="Quality, size, speed",
-        caption="Left and low is better, a larger mark decodes faster; squares: checkpoints, circles: files",
-        svg=draw_svg(draw, salt="trade"),
-    )
+    return draw_svg(draw, salt=salt)
 
 
 def _draw_lines(curves: Sequence[Mapping[str, Any]], lines: Sequence[_Curve], *, salt: str) -> str:
@@ -179,6 +196,11 @@ def _is_warm(row: Mapping[str, Any]) -> bool:
     return str(row.get("phase")).partition(" ")[0] == "warm"
 
 
+def short_name(name: str) -> str:
+    """Return a name that leaves room for the drawing."""
+    return name if len(name) <= _NAME_CHARACTERS else f"{name[: _NAME_CHARACTERS - 1]}…"
+
+
 def draw_svg(draw: Any, *, salt: str) -> str:
     """Return a drawing; `draw` fills its axes, `salt` tells it from others on the page."""
     import matplotlib as mpl
@@ -195,6 +217,8 @@ def draw_svg(draw: Any, *, salt: str) -> str:
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
+    for number, colour in enumerate(COLOURS):
+        text = text.replace(colour, f"var(--series{number})")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(id|href)="(#?)', lambda found: f'{found[1]}="{found[2]}{_slug(salt)}-', text)
     text = text.replace("url(#", f"url(#{_slug(salt)}-")
@@ -206,24 +230,6 @@ def draw_svg(draw: Any, *, salt: str) -> str:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z]+", "-", text.lower())
-
-
-def _plain_ticks(axes: Axes, values: Sequence[float]) -> None:
-    """Label a logarithmic axis with plain numbers at its own decades and halves."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    if max(values) <= 1.05 * min(values):
-        axes.set_xlim(min(values) / 2, max(values) * 2)
-
-
-def _speed(row: Mapping[str, Any]) -> float | None:
-    from .columns import COLUMNS
-
-    column = next(column for column in COLUMNS if column.key == "decode_tokens_per_s")
-    return value_of(row, column)
 
 
 def _number(row: Mapping[str, Any], key: str) -> float | None:

@@ -1,38 +1,43 @@
 """report.html, MODEL_CARD.md and summary.json: a finished run for a reader, for who gets its files, for a program.
 
-The page is one file without scripts or outside requests. All text from models and recipes is escaped by the
-template; only the drawings made here go in as markup.
+The page (`page.py`) is one file: the verdict, then the trade of size, quality and speed, then everything behind it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
-from importlib.resources import files
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ammd.artifact import write_json
 from ammd.errors import ArtifactError
 
+from .answer_diff import beside_teacher
 from .bench_cells import cells_of_run
 from .bench_plots import draw_bench
-from .bench_tables import bench_blocks, notes_of
+from .bench_tables import UNKNOWN, bench_blocks, notes_of
 from .cache import Done
-from .columns import show, used_columns, value_of
+from .definitions import CURVES, Definitions, read_definitions
 from .file_notes import file_notes
 from .model_card import read_context_tokens, render_card
-from .plots import draw_curves, draw_trade
+from .page import SERIES, Heading, PageTable, render_page, text_table
+from .page_tables import costs_table, models_table
+from .plots import draw_curves
 from .profile_tables import profile_tables
 from .recipe import Recipe
 from .run_folder import CARD_NAME, RECIPE_NAME, REPORT_NAME, SUMMARY_NAME
+from .run_log import StageMemory, stage_memory
+from .run_plots import draw_memory
 from .runs import read_finished, read_summary
 from .summary import build_summary
 from .table import model_rows
+from .tradeoff import build_tradeoff
+from .verdict import judge
 
 log = logging.getLogger("ammd.pipeline")
-_SHOWN_ANSWERS = 12
+SHOWN_ANSWERS = 12
 
 
 def publish_report(recipe: Recipe, folder: Path, done: Mapping[str, Done]) -> dict[str, Any]:
@@ -67,6 +72,7 @@ def render_report(
     curves: list[dict[str, Any]],
     answers: list[dict[str, Any]],
     recipe_text: str,
+    memory: Sequence[StageMemory] = (),
 ) -> str:
     """Return the page.
 
@@ -75,42 +81,137 @@ def render_report(
         curves: One row for each logged training step.
         answers: `prompt` and `answers` by model name, one for each held-out prompt.
         recipe_text: The resolved recipe as TOML.
+        memory: Of the stages that the run's log has seen.
     """
-    import jinja2
-    from markupsafe import Markup
-
-    source = files("ammd.pipeline").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    definitions = read_definitions(_parts(summary, has_curves=bool(curves)))
     rows = model_rows(summary)
-    columns = used_columns(rows)
     bench = {row["name"]: row.get("bench") for row in rows}
-    trade = draw_trade(rows)
-    plots = [*([trade] if trade else []), *draw_curves(curves)]
-    return environment.from_string(source).render(
+    marks = tuple((str(place + 1), place % SERIES) for place in range(len(rows)))
+    return render_page(
+        "report.html.j2",
         summary=summary,
-        columns=columns,
-        table=[(row["name"], [show(value_of(row, column), column) for column in columns]) for row in rows],
-        cells=cells_of_run(summary),
-        bench_blocks=bench_blocks(bench),
+        verdict=judge(summary),
+        tradeoff=build_tradeoff(rows, labels=[label for label, _ in marks], series=[one for _, one in marks]),
+        models=models_table(rows, definitions, marks=marks),
+        curves=draw_curves(curves),
+        bench_tables=[*_bench_tables(bench, definitions), *_cells_table(summary)],
         bench_notes=notes_of(bench),
-        bench_plots=[(plot.title, plot.caption, Markup(plot.svg)) for plot in draw_bench(bench)],
-        plots=[(plot.title, plot.caption, Markup(plot.svg)) for plot in plots],
-        parity=_facts(summary["artifacts"], "parity"),
-        profiles=[table for document in summary["profiles"] for table in profile_tables(document)],
+        bench_plots=draw_bench(bench),
+        profiles=[
+            _profile(title, found) for one in summary["profiles"] for title, found in profile_tables(one)
+        ],
+        proofs=_proofs_table(summary["artifacts"], definitions),
+        answers=[_answers(row) for row in answers[:SHOWN_ANSWERS]],
+        costs=costs_table([(summary["run"], summary)], definitions, title="The whole run"),
+        stages=_stages_table(summary, definitions),
+        memory=draw_memory(memory),
         notes={row["name"]: file_notes(row) for row in summary["artifacts"]},
-        answers=answers[:_SHOWN_ANSWERS],
         recipe_text=recipe_text,
+        definitions=definitions,
     )
+
+
+def _parts(summary: Mapping[str, Any], *, has_curves: bool) -> set[str]:
+    """Return the parts of a summary that have something in them, as docs/fields.md names them."""
+    rows = [summary, *model_rows(summary)]
+    found = {key for row in rows for key, value in row.items() if value}
+    return found | ({CURVES} if has_curves else set())
+
+
+def _bench_tables(
+    bench: Mapping[str, Mapping[str, Any] | None], definitions: Definitions
+) -> Iterator[PageTable]:
+    for block in bench_blocks(bench):
+        yield PageTable(
+            title=block.title[:1].upper() + block.title[1:],
+            headings=(
+                Heading(title="model"),
+                *(
+                    Heading(title=word, unit=unit, meaning=definitions.link("bench", key))
+                    for (word, unit), key in zip(block.headings, block.keys, strict=True)
+                ),
+            ),
+            rows=block.rows,
+        )
+
+
+def _cells_table(summary: Mapping[str, Any]) -> Iterator[PageTable]:
+    headings = (
+        "model",
+        "threads",
+        "processes",
+        "measured again",
+        "passes",
+        "warm-up passes",
+        "measurement",
+        "because",
+    )
+    rows = [
+        (
+            cell.model,
+            *map(
+                str,
+                (cell.threads, cell.processes, cell.replaced, cell.passes, cell.warmup_passes, cell.state),
+            ),
+            cell.why or UNKNOWN,
+        )
+        for cell in cells_of_run(summary)
+    ]
+    if rows:
+        yield text_table("How good the speeds are", headings, rows)
+
+
+def _profile(title: str, rows: Sequence[Mapping[str, str]]) -> PageTable:
+    return text_table(title, list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _proofs_table(rows: Sequence[Mapping[str, Any]], definitions: Definitions) -> PageTable | None:
+    """Return the plain facts of each file's proof: a column a file."""
+    proven = [(row["name"], row["parity"]) for row in rows if row.get("parity")]
+    keys = dict.fromkeys(
+        key
+        for _, facts in proven
+        for key, value in facts.items()
+        # What stands with the files, or has no short form.
+        if not isinstance(value, dict | list) and key not in ("sha256", "bytes")
+    )
+    if not keys:
+        return None
+    return PageTable(
+        title="Proofs of the files",
+        headings=(Heading(title="of the file"), *(Heading(title=name) for name, _ in proven)),
+        rows=tuple((key.replace("_", " "), *(_plain(facts.get(key)) for _, facts in proven)) for key in keys),
+        row_meanings=tuple(definitions.link("parity", key) for key in keys),
+        is_text=True,
+    )
+
+
+def _stages_table(summary: Mapping[str, Any], definitions: Definitions) -> PageTable:
+    rows = [(row["stage"], row) for row in summary["stages"]] + [("all", summary)]
+    return PageTable(
+        title="Stages",
+        headings=(
+            Heading(title="stage"),
+            Heading(title="time", unit="s", meaning=definitions.link("", "seconds")),
+            Heading(title="peak RSS", unit="MiB", meaning=definitions.link("", "peak_rss_bytes")),
+        ),
+        rows=tuple(
+            (name, f"{row['seconds']:.1f}", f"{row['peak_rss_bytes'] / 2**20:,.0f}") for name, row in rows
+        ),
+    )
+
+
+def _answers(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"prompt": row["prompt"], "answers": beside_teacher(row["answers"])}
 
 
 def _write(summary: dict[str, Any], folder: Path, done: Mapping[str, Done]) -> None:
     page = render_report(
         summary,
-        curves=_read_lines(done["distill"].folder / "curves.jsonl"),
-        answers=_read_lines(done["evaluate"].folder / "answers.jsonl"),
+        curves=read_lines(done["distill"].folder / "curves.jsonl"),
+        answers=read_lines(done["evaluate"].folder / "answers.jsonl"),
         recipe_text=(folder / RECIPE_NAME).read_text(encoding="utf-8"),
+        memory=stage_memory(folder),
     )
     context_tokens = read_context_tokens(done["distill"].folder / "student")
     card = render_card(summary, model_context_tokens=context_tokens)
@@ -129,20 +230,6 @@ def _stored_verdict(folder: Path) -> Any:
         return "unreadable"
 
 
-def _facts(rows: list[dict[str, Any]], section: str) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Return the plain facts of `section` as headings and one line for each row that has any."""
-    having = [(row["name"], row[section]) for row in rows if row.get(section)]
-    keys = list(
-        dict.fromkeys(
-            key
-            for _, facts in having
-            for key, value in facts.items()
-            if not isinstance(value, dict | list) and key != "sha256"  # stands with the files
-        )
-    )
-    return keys, [(name, [_plain(facts.get(key)) for key in keys]) for name, facts in having]
-
-
 def _plain(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -151,5 +238,6 @@ def _plain(value: object) -> str:
     return "–" if value is None else str(value)
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSONL file of a finished stage."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]

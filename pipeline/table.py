@@ -93,6 +93,15 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def reported_table(document: Mapping[str, Any]) -> Table:
+    """Return the verdict on each run of a report."""
+    table = build_table(f"written to {document['path']}", "run", ["made, UTC", "verdict"])
+    table.columns[2].justify = "left"
+    for row in document["runs"]:
+        table.add_row(escape(row["run"]), row["made"][:16].replace("T", " "), row["verdict"])
+    return table
+
+
 def doctor_table(document: Mapping[str, Any]) -> Table:
     """Return one line for each finding; what is missing stands out."""
     table = build_table("doctor", "what", ["state", "found", "advice"])

@@ -5,6 +5,7 @@ import getpass
 import json
 import os
 import re
+import runpy
 import shutil
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from ammd.pipeline.cli import main
 from ammd.pipeline.recipe import load_recipe
 from ammd.pipeline.run import run_recipe
 from ammd.pipeline.stages import STAGES
+from ammd.pipeline.summary import build_summary
 
 STAND_IN = Path(__file__).parent / "stand_in"
 
@@ -105,6 +107,14 @@ class StandIn:
             text=True,
             **popen,
         )
+
+
+@pytest.fixture
+def report_case(recipe_path, tmp_path):
+    """What the report of a run is made of, with numbers like a real one's; each number gives another run."""
+    make_case = runpy.run_path(str(Path(__file__).with_name("report_case.py")))["make_case"]
+    base = build_summary(load_recipe(recipe_path), tmp_path, {})
+    return lambda number=0: make_case(base, number)
 
 
 @pytest.fixture
