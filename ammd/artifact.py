@@ -2,11 +2,14 @@
 
 A stage writes into a temporary sibling of its folder; `publish` writes the manifest there, flushes
 everything to disk and renames the sibling into place. A killed run therefore leaves either the whole
-folder or a `.partial-*` sibling that the next run removes. `load_manifest` checks every byte on reading.
+folder or a `.partial-*` sibling that the next run removes: a living process holds its own by a lock on the folder.
+`load_manifest` checks every byte on reading.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import glob
 import hashlib
 import json
@@ -21,9 +24,22 @@ from typing import Any
 
 from ammd.errors import ArtifactError
 
+from .durable import (
+    TEMPORARY_SUFFIX,
+    flush_folder,
+    flush_tree,
+    make_folder,
+    write_fault,
+    write_text,
+    writing_to,
+)
+
 MANIFEST_NAME = "manifest.json"
 MANIFEST_SCHEMA = "ammd.manifest/1"
+FAILED_PARTS = "failed_parts"
+"""Key under which a stage's results list what of it failed: the stage is then shown, and made anew by the next run."""
 _PARTIAL_PREFIX = ".partial-"
+_OLD_SUFFIX = "-old"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,13 +84,15 @@ def hash_file(path: Path) -> str:
     """Return the sha256 of the file's bytes as lower-case hex.
 
     Raises:
-        ArtifactError: There is no such file.
+        ArtifactError: There is no such file, or it cannot be read.
     """
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except (FileNotFoundError, IsADirectoryError) as exc:
         raise ArtifactError(f"no file at `{path}`", path=str(path)) from exc
+    except OSError as exc:
+        raise ArtifactError(f"cannot read `{path}`: {exc.strerror}", path=str(path)) from exc
 
 
 def hash_records(records: tuple[FileRecord, ...]) -> str:
@@ -128,30 +146,61 @@ def staging_folder(target: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: The parent folder cannot be written.
     """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with writing_to(target.parent):
+        make_folder(target.parent)
         folder = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL_PREFIX}{target.name}-", dir=target.parent))
         folder.chmod(target.parent.stat().st_mode & 0o777)  # mkdtemp's own mode locks other users out
-    except OSError as exc:
-        raise ArtifactError(
-            f"cannot write to `{target.parent}`: {exc.strerror}", path=str(target.parent)
-        ) from exc
+        descriptor = os.open(folder, os.O_RDONLY)
     try:
+        with contextlib.suppress(OSError):  # not on every network file system
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
 
 
 def remove_partial(target: Path) -> None:
-    """Delete what killed runs left beside `target`. The caller holds the run's lock.
+    """Delete what killed processes left beside `target`; what a living one is writing stays.
 
     Where a kill fell between the two renames that replace `target`, the old one is put back first.
     """
-    old = _old(target)
-    if old.exists() and not target.exists():
-        old.rename(target)
+    _put_back(_old(target), target)
     for leftover in target.parent.glob(f"{_PARTIAL_PREFIX}{glob.escape(target.name)}-*"):
+        if leftover == _old(target) or not _is_held(leftover):
+            _remove(leftover)
+
+
+def remove_all_partial(folder: Path) -> None:
+    """Delete what killed processes left half-written in `folder`, which the caller holds by its lock."""
+    for leftover in sorted(folder.glob(f"{_PARTIAL_PREFIX}*")):
+        if leftover.name.endswith(_OLD_SUFFIX):
+            name = leftover.name.removeprefix(_PARTIAL_PREFIX).removesuffix(_OLD_SUFFIX)
+            _put_back(leftover, leftover.with_name(name))
         _remove(leftover)
+    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        _remove(leftover)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # it is not there, or another process has done it
+        if not target.exists():
+            old.rename(target)
+
+
+def _is_held(folder: Path) -> bool:
+    """Tell whether a living process writes there; where locks on folders are not to be had, one may."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def publish(staging: Path, target: Path, manifest: Manifest) -> Manifest:
@@ -160,40 +209,27 @@ def publish(staging: Path, target: Path, manifest: Manifest) -> Manifest:
     Raises:
         ArtifactError: The disk is full or the folder cannot be renamed; `target` is then as it was.
     """
-    try:
+    with writing_to(target.parent):
         write_json(staging / MANIFEST_NAME, asdict(manifest))
-        flush_files(staging)
-    except OSError as exc:
-        raise ArtifactError(f"cannot publish `{target}`: {exc.strerror}", path=str(target)) from exc
     replace(staging, target)
     return manifest
 
 
-def flush_files(folder: Path) -> None:
-    """Have the system write every file below `folder` to the disk now.
-
-    Raises:
-        OSError: The disk is full or gone.
-    """
-    for path in folder.rglob("*"):
-        if path.is_file():
-            _flush(path)
-
-
 def replace(source: Path, target: Path) -> None:
-    """Move a finished file or folder to `target`, in place of what lies there; both on one disk.
+    """Flush a finished file or folder and move it to `target`, in place of what lies there; both on one disk.
 
     Raises:
-        ArtifactError: It cannot be moved; `target` is then as it was.
+        ArtifactError: It cannot be flushed or moved; `target` is then as it was.
     """
     try:
+        flush_tree(source)
         if not target.exists() or (source.is_file() and target.is_file()):
             source.replace(target)
         else:
             _swap(source, target)
-        _flush(target.parent)
+        flush_folder(target.parent)
     except OSError as exc:
-        raise ArtifactError(f"cannot move `{target}` into place: {exc.strerror}", path=str(target)) from exc
+        raise write_fault(exc, target) from exc
 
 
 def _swap(source: Path, target: Path) -> None:
@@ -206,12 +242,13 @@ def _swap(source: Path, target: Path) -> None:
     except OSError:
         old.rename(target)
         raise
+    flush_folder(target.parent)  # or a lost power supply could leave neither
     _remove(old)
 
 
 def _old(target: Path) -> Path:
     """Return where `target` lies while it is replaced."""
-    return target.with_name(f"{_PARTIAL_PREFIX}{target.name}-old")
+    return target.with_name(f"{_PARTIAL_PREFIX}{target.name}{_OLD_SUFFIX}")
 
 
 def _remove(path: Path) -> None:
@@ -319,15 +356,5 @@ def check_relative(name: str) -> str:
 
 
 def write_json(path: Path, document: object) -> None:
-    """Write `document` as indented JSON through a temporary sibling, so that a reader never sees half."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Write `document` as indented JSON, so that a reader never sees half."""
+    write_text(path, json.dumps(document, indent=2, default=str) + "\n")

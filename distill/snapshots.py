@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -27,11 +28,13 @@ from ammd.artifact import (
     remove_partial,
     staging_folder,
 )
-from ammd.errors import ArtifactError
+from ammd.errors import ArtifactError, DistillError
 
 from .shards import for_first, like
 
 log = logging.getLogger("ammd.distill")
+EVERY_VARIABLE = "AMMD_SNAPSHOT_SECONDS"
+"""Variable with the seconds of training between two snapshots: what a kill may cost. It changes no result."""
 _EVERY_S = 300.0  # a snapshot of a 100 M parameter student takes about 3 s
 _STATE_NAME = "state"
 _TENSORS_NAME = "tensors.safetensors"
@@ -60,10 +63,18 @@ class State:
 class Snapshots:
     """The snapshot of one training in a folder of its own."""
 
-    def __init__(self, folder: Path, *, every_s: float = _EVERY_S) -> None:
-        """Use `folder`, which need not be there; a new snapshot is due every `every_s` seconds of training."""
+    def __init__(self, folder: Path, *, every_s: float | None = None) -> None:
+        """Use `folder`, which need not be there.
+
+        Args:
+            folder: Of this training alone.
+            every_s: Seconds of training after which a new snapshot is due; None goes by `AMMD_SNAPSHOT_SECONDS`.
+
+        Raises:
+            DistillError: The variable is no number of seconds.
+        """
         self._folder = folder
-        self._every_s = every_s
+        self._every_s = _seconds_between() if every_s is None else every_s
         self._last = time.monotonic()
 
     @property
@@ -118,6 +129,19 @@ class Snapshots:
     def restore_file(self, name: str, target: Path) -> None:
         """Copy what was kept under `name` to `target`."""
         _copy(self._folder / _STATE_NAME / name, target)
+
+
+def _seconds_between() -> float:
+    text = os.environ.get(EVERY_VARIABLE, "")
+    try:
+        seconds = float(text) if text else _EVERY_S
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise DistillError(
+            f"`{text}` in {EVERY_VARIABLE} is no number of seconds", hint="write 60, or unset it for 300"
+        )
+    return seconds
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -8,8 +8,10 @@ fails, the error quotes its end and names the file. `AMMD_VERBOSE=1` shows it as
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,11 +20,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import IO, NoReturn
 
 from ammd.errors import AmmdError, ExportError
 from ammd.machine import peak_rss_bytes, status_bytes
+from ammd.parent_death import mortal_command
 
 VERBOSE_VARIABLE = "AMMD_VERBOSE"
 _QUOTED_LINES = 12
@@ -74,25 +76,40 @@ def run_module(
     Raises:
         ExportError: The child failed or was killed.
     """
-    command = [sys.executable, "-P", "-m", module, *arguments]
-    descriptor, name = tempfile.mkstemp(prefix="ammd-export-", suffix=".log")
-    log = Path(name)
-    with os.fdopen(descriptor, "wb") as sink:
-        status = _run(command, {**os.environ, **_CHILD_ENVIRONMENT, **(environment or {})}, sink=sink)
+    with tempfile.TemporaryFile(
+        prefix="ammd-export-"
+    ) as sink:  # has no name that a killed process could leave
+        everything = {**os.environ, **_CHILD_ENVIRONMENT, **(environment or {})}
+        status = _run(mortal_command(module, arguments), everything, sink=sink)
+        sink.seek(0)
+        said = "" if status == 0 else sink.read().decode("utf-8", errors="replace")
     if status == _OWN_ERROR:
-        error = json.loads(log.read_text(encoding="utf-8", errors="replace").splitlines()[-1])
-        log.unlink()
+        error = json.loads(said.splitlines()[-1])
         raise ExportError(error["message"], hint=error["hint"])
     if status != 0:
-        end = _last_lines(log)
-        reason = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        raise ExportError(
-            f"cannot {task}: the converter {reason}" + (f"\n{end}" if end else ""),
-            hint=f"its whole output is in `{log}`",
-            log=str(log),
+        raise _failure(status, said, task=task)
+
+
+def _failure(status: int, said: str, *, task: str) -> ExportError:
+    """Return the error of a converter that ended with `status`, and keep what it `said` where there is more to see."""
+    if status == -signal.SIGKILL:
+        return ExportError(
+            f"cannot {task}: the converter was killed (SIGKILL), probably for want of memory",
+            hint="close other programs, or export fewer schemes of a smaller model",
             status=status,
         )
-    log.unlink()
+    if status == -signal.SIGBUS:  # of a file that is mapped into memory and cannot grow
+        return ExportError(f"cannot {task}: {os.strerror(errno.ENOSPC)}", status=status)
+    reason = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    end = _last_lines(said)
+    message = f"cannot {task}: the converter {reason}" + (f"\n{end}" if end else "")
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="ammd-export-", suffix=".log")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as log:
+            log.write(said)
+    except OSError:
+        return ExportError(message, status=status)
+    return ExportError(message, hint=f"its whole output is in `{name}`", log=name, status=status)
 
 
 def end_child(main: Callable[[Sequence[str]], None]) -> NoReturn:
@@ -112,7 +129,7 @@ def is_verbose() -> bool:
     return os.environ.get(VERBOSE_VARIABLE, "") not in ("", "0")
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str], *, sink: BinaryIO) -> int:
+def _run(command: Sequence[str], environment: Mapping[str, str], *, sink: IO[bytes]) -> int:
     """Return the child's exit status after copying its output to `sink`, and to stderr when verbose."""
     verbose = is_verbose()
     own_peak = peak_rss_bytes()
@@ -167,7 +184,6 @@ class _PeakWatch:
             self.peak_rss_bytes = status_bytes("VmHWM", pid=self._pid) or self.peak_rss_bytes
 
 
-def _last_lines(log: Path) -> str:
-    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+def _last_lines(said: str) -> str:
+    lines = [line.rstrip() for line in said.replace("\r", "\n").splitlines() if line.strip()]
     return "\n".join(lines[-_QUOTED_LINES:])

@@ -18,6 +18,7 @@ from ammd.artifact import (
     list_files,
     load_manifest,
     publish,
+    remove_partial,
     staging_folder,
 )
 from ammd.errors import ArtifactError, RecipeError
@@ -87,6 +88,7 @@ def export_to(
             path=str(folder),
         )
     stage, more = STAGES["export"], {"texts": texts, "imatrix": imatrix}
+    remove_partial(folder)
     with staging_folder(folder) as staging:
         paths: dict[str, Any] = {"checkpoint": str(checkpoint.resolve())}
         paths |= {name: str(path.resolve()) for name, path in more.items() if path}

@@ -22,7 +22,6 @@ from typing import Any
 
 from ammd.artifact import (
     MANIFEST_NAME,
-    flush_files,
     hash_file,
     list_files,
     remove_partial,
@@ -92,8 +91,6 @@ def make_bundle(
                 sign(staging / MANIFEST_NAME, secret)
             whole = packed / archive.name
             write_archive(staging, whole, top=top, epoch=epoch_of(summary))
-            flush_files(staging)
-            flush_files(packed)
             replace(staging, folder)
             replace(whole, archive)
     return {

@@ -10,7 +10,6 @@ from ammd.archive import Names
 from ammd.artifact import (
     MANIFEST_NAME,
     check_files,
-    flush_files,
     remove_partial,
     replace,
     staging_folder,
@@ -53,7 +52,6 @@ def verify_bundle(
     with staging_folder(unpack_to) as staging:
         unpack_archive(bundle, staging)
         found = _verify_folder(staging, public_key)
-        flush_files(staging)
         replace(staging, unpack_to)
     return found | {"path": str(unpack_to.resolve())}
 

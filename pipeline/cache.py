@@ -3,7 +3,8 @@
 The key hashes everything that decides a stage's output: the code version of the stage, its settings, the
 content of its inputs (files of earlier stages, data files) and the versions of the libraries that compute it.
 A stage is looked for in the run's own folder, then in sibling runs of the same recipe name, from where it is
-hard-linked: recipes that differ in a late stage share the early ones and no disk is spent twice.
+hard-linked: recipes that differ in a late stage share the early ones and no disk is spent twice. A stage that says of
+itself that a part of it failed is kept for whoever wants to look, and made anew by the next run.
 """
 
 from __future__ import annotations
@@ -19,22 +20,23 @@ from pathlib import Path
 from typing import Any
 
 from ammd.artifact import (
+    FAILED_PARTS,
     MANIFEST_NAME,
     Manifest,
     hash_records,
     hash_text,
     link_or_copy,
     load_manifest,
-    remove_partial,
+    remove_all_partial,
+    replace,
     staging_folder,
 )
 from ammd.errors import ArtifactError
+from ammd.folder_lock import folder_lock
 
 from .stages import Stage
 
 log = logging.getLogger("ammd.pipeline")
-LOCK_NAME = ".lock"
-_LOOK_S = 0.3  # for which one who only asks (`is_locked`) may be in the way
 _RESUME_DIGITS = 16  # of the key, in a folder's name
 
 
@@ -139,7 +141,7 @@ def paths_of(inputs: Inputs) -> dict[str, Any]:
 def find_stage(folder: Path, key: str) -> Done | None:
     """Return the stage in `folder` if it has this key and every byte is as its manifest says.
 
-    A stage with altered, truncated or missing files is reported and counts as absent.
+    A stage with altered, truncated or missing files, or with parts that failed, is reported and counts as absent.
     """
     found = _peek_key(folder)
     if found is None and folder.exists():
@@ -147,10 +149,23 @@ def find_stage(folder: Path, key: str) -> Done | None:
     if found != key:
         return None
     try:
-        return Done(folder=folder, manifest=load_manifest(folder), cached=True)
+        return Done(folder=folder, manifest=_load_whole(folder), cached=True)
     except ArtifactError as exc:
         log.warning("%s: making it anew, because %s", folder.name, exc)
         return None
+
+
+def _load_whole(folder: Path) -> Manifest:
+    """Return the verified manifest of a stage all of whose parts could be made.
+
+    Raises:
+        ArtifactError: A file is not what it was, or a part had failed.
+    """
+    manifest = load_manifest(folder)
+    if failed := manifest.results.get(FAILED_PARTS):
+        parts = ", ".join(f"`{part}`" for part in failed)
+        raise ArtifactError(f"{parts} failed in it", path=str(folder))
+    return manifest
 
 
 def reuse_sibling(folder: Path, key: str) -> Done | None:
@@ -165,66 +180,41 @@ def reuse_sibling(folder: Path, key: str) -> Done | None:
         with staging_folder(folder) as staging:
             try:
                 shutil.copytree(sibling, staging, copy_function=_link, dirs_exist_ok=True)
-                manifest = load_manifest(staging)
+                manifest = _load_whole(staging)
             except (ArtifactError, OSError) as exc:
                 log.warning("%s: not taken from `%s`, because %s", name, sibling.parent.name, exc)
                 continue
-            if folder.exists():
-                shutil.rmtree(folder)
-            staging.rename(folder)
+            replace(staging, folder)
         log.info("%s: taken from run `%s`", name, sibling.parent.name)
         return Done(folder=folder, manifest=manifest, cached=True)
     return None
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; the system lets go of it when the process ends, however.
+def run_lock(folder: Path, *, wait: bool = False) -> Iterator[int]:
+    """Hold a run folder until this process and those that it hands the descriptor to have ended, however.
+
+    What killed runs left half-written there is removed.
+
+    Args:
+        folder: Of the run; it is made if it is not there.
+        wait: Wait for another `ammd` that works there; else refuse.
 
     Raises:
         ArtifactError: Another `ammd` works in the folder, or it cannot be written.
     """
-    from filelock import FileLock, Timeout
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK_NAME, timeout=_LOOK_S)
-        lock.acquire()
-    except Timeout as exc:
-        raise ArtifactError(
-            f"another `ammd` is working in `{folder}`",
-            hint="wait until it ends, or give this run another name with `--set name=...`",
-            path=str(folder),
-        ) from exc
-    except OSError as exc:
-        raise ArtifactError(f"cannot write to `{folder}`: {exc.strerror}", path=str(folder)) from exc
-    try:
-        yield
-    finally:
-        lock.release()
+    with folder_lock(folder, wait=wait) as descriptor:
+        remove_all_partial(folder)
+        yield descriptor
 
 
-def is_locked(folder: Path) -> bool:
-    """Tell whether a process works in a run folder now."""
-    from filelock import FileLock, Timeout
-
-    if not (folder / LOCK_NAME).is_file():
-        return False
-    try:
-        with FileLock(folder / LOCK_NAME, timeout=0):
-            return False
-    except (Timeout, OSError):
-        return True
-
-
-def clean_stage(folder: Path, *, key: str) -> None:
-    """Remove what killed runs left half-written beside a stage, but for what this key goes on from.
+def clean_stage(folder: Path, *, going_on: str | None = None) -> None:
+    """Remove what killed runs kept for going on within a stage, but for what the key `going_on` goes on from.
 
     The caller holds the run's lock.
     """
-    remove_partial(folder)
     for kept in folder.parent.glob(f"{_resume_prefix(folder)}*"):
-        if kept != resume_folder(folder, key):
+        if going_on is None or kept != resume_folder(folder, going_on):
             shutil.rmtree(kept, ignore_errors=True)
 
 

@@ -10,23 +10,27 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from pathlib import Path
 
 import click
 
 import ammd
-from ammd.errors import INTERRUPTED, AmmdError
+from ammd.durable import disk_full, is_disk_full
+from ammd.errors import AmmdError, ArtifactError
 
 from .cli_files import FILES
 from .cli_options import Screen, examples
 from .cli_release import RELEASE
 from .cli_runs import LOOKING, PATH
+from .end_signals import ending_in_order, exit_code_of
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     screen = Screen()
     try:
-        code = ammd_command.main(obj=screen, standalone_mode=False)
+        with ending_in_order():
+            code = ammd_command.main(obj=screen, standalone_mode=False)
     except click.UsageError as exc:
         command = exc.ctx.command_path if exc.ctx else "ammd"
         _fail(exc.format_message(), f"`{command} --help` shows how it is used", 2)
@@ -36,16 +40,31 @@ def main() -> None:
         if screen.debug:
             click.echo(exc.facts.get("traceback") or traceback.format_exc(), err=True)
         _fail(str(exc), exc.hint, exc.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; the next `ammd run` continues with the stage that was cut off", "", INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort) as exc:
+        code = exit_code_of(exc.__cause__ or exc)  # click wraps it
+        _fail("interrupted; the next `ammd run` continues with the stage that was cut off", "", code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no second error when Python ends
         sys.exit(1)
+    except OSError as exc:
+        if screen.debug:
+            click.echo(traceback.format_exc(), err=True)
+        fault = _system_fault(exc)
+        _fail(str(fault), fault.hint, fault.exit_code)
     except Exception as exc:
         if screen.debug:
             raise
         _fail(f"{type(exc).__name__}: {exc}", "this is a defect; `--debug` shows where", 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _system_fault(error: OSError) -> ArtifactError:
+    """Return what the system refused, as an error of ours: who owns the disk or the folder can act."""
+    if is_disk_full(error):
+        place = Path(os.fsdecode(error.filename)).parent if error.filename else Path.cwd()
+        return disk_full(place, doing="`ammd` was writing")
+    where = f"`{os.fsdecode(error.filename)}`: " if isinstance(error.filename, str | bytes) else ""
+    return ArtifactError(f"{where}{error.strerror or error}")
 
 
 def _fail(message: str, hint: str, code: int) -> None:

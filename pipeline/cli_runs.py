@@ -29,6 +29,11 @@ _RECIPE = click.argument("recipe", required=False, type=click.Path(path_type=Pat
 _DRY_RUN = click.option(
     "--dry-run", is_flag=True, help="Print the resolved recipe as TOML, or the plan of a sweep, and stop."
 )
+_NO_WAIT = click.option(
+    "--no-wait",
+    is_flag=True,
+    help="Refuse where another `ammd` works on the same run, as a sweep does, instead of waiting for it.",
+)
 
 
 @click.command(
@@ -40,6 +45,7 @@ _DRY_RUN = click.option(
 @_RECIPE
 @set_option
 @_DRY_RUN
+@_NO_WAIT
 @sweep_options
 @runs_option
 @json_option
@@ -49,7 +55,7 @@ def run(recipe: Path | None, **options: Any) -> None:
 
     Student, files, proofs, numbers, report. RECIPE is a TOML file; without one the packaged quickstart
     runs. What an earlier run has made from the same settings and inputs is kept, so running again
-    continues or ends at once.
+    continues or ends at once. Another `ammd` that works on the same run is waited for.
 
     A recipe that lists values where one belongs is a sweep: all combinations run, the stages that they share once,
     and the exit code is the highest of any run.
@@ -61,6 +67,7 @@ def run(recipe: Path | None, **options: Any) -> None:
 @_RECIPE
 @set_option
 @_DRY_RUN
+@_NO_WAIT
 @sweep_options
 @runs_option
 @json_option
@@ -174,6 +181,7 @@ def _run(
     *,
     overrides: tuple[str, ...],
     dry_run: bool,
+    no_wait: bool,
     runs_dir: Path,
     as_json: bool,
     until: str,
@@ -198,7 +206,7 @@ def _run(
     from .run_checks import check_run
     from .table import run_tables
 
-    summary = run_recipe(resolved, runs_dir=runs_dir, until=until)
+    summary = run_recipe(resolved, runs_dir=runs_dir, until=until, wait=not no_wait)
     emit(summary, lambda: run_tables(summary), as_json=as_json)
     _say_where(summary)
     check_run(summary)

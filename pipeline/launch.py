@@ -18,6 +18,7 @@ from typing import Any
 
 import ammd.errors
 from ammd.artifact import write_json
+from ammd.durable import disk_full
 from ammd.errors import AmmdError
 from ammd.runtime.energy import joules_between, read_energy
 from ammd.scratch import scratch_folder
@@ -25,6 +26,10 @@ from ammd.settings import Settings
 
 from .process_group import Ended, Share, run_processes
 from .stages import Stage
+from .worker import NO_ANSWER
+
+# Of a worker that could not even say so; a file that is mapped into memory is cut short by a full disk.
+_NO_ROOM = (NO_ANSWER, -signal.SIGBUS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +61,7 @@ def run_in_child(
     folder: Path,
     log: Path | None = None,
     share: Share | None = None,
+    lock: int | None = None,
 ) -> Outcome:
     """Run `stage` in a new process and return its results.
 
@@ -66,6 +72,7 @@ def run_in_child(
         folder: Empty folder for the stage to write into.
         log: File that receives the stage's progress.
         share: What the stage may use of this machine; all of it, unless told otherwise.
+        lock: Descriptor by which the new process holds the run's folder, too.
 
     Raises:
         AmmdError: What the stage raised, in its own class; a crash, a kill or an unexpected exception in the
@@ -97,12 +104,15 @@ def run_in_child(
         ended = run_processes(
             [sys.executable, "-P", "-m", "ammd.pipeline.worker", str(job)],
             count=count,
+            held=() if lock is None else (lock,),
             of_stage=stage.environment,
             share=share,
         )
         # A stage with neighbours is not who used the processor's energy.
         joules = None if share.cpus else joules_between(before, read_energy())
         document = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else None
+        if document is None and ended.returncode in _NO_ROOM:
+            raise disk_full(folder, doing=f"stage `{stage.name}` was at work")
     # Of several processes, what the others say of a killed one is only that it is gone.
     if document is None or (ended.was_killed and count > 1 and "error" in document):
         raise _death(stage, ended)

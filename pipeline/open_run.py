@@ -9,7 +9,6 @@ itself.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ammd.artifact import Manifest, hash_file, hash_text, list_files, publish, staging_folder
+from ammd.durable import write_text, writing_to
 from ammd.event_log import EventLog
 from ammd.machine import library_versions
 from ammd.settings import Settings
@@ -43,6 +43,7 @@ from .run_folder import CARD_NAME, RECIPE_NAME, REPORT_NAME, SUMMARY_NAME, run_n
 from .run_log import LOG_NAME, run_log
 from .stages import Stage
 from .toml_text import write_toml
+from .watched_files import WatchedFiles
 
 log = logging.getLogger("ammd.pipeline")
 _RUN_ID_DIGITS = 8
@@ -58,7 +59,9 @@ class OpenRun:
     events: EventLog
     groups: ProcessGroups
     places: Places
+    lock: int  # descriptor by which the stages' processes hold the folder, too
     done: dict[str, Done] = field(default_factory=dict)
+    watched: WatchedFiles = field(default_factory=WatchedFiles)
 
     def stage(self, name: str, settings: Settings, **inputs: Input) -> Done:
         """Return the stage `name`, found in the cache or made now.
@@ -69,10 +72,14 @@ class OpenRun:
         stage = self.stages[name]
         target = self.folder / name
         hashes = hash_inputs(inputs)
+        self.watched.add(outside_files(name, settings))
         given, keyed = localize(name, settings)
         key = stage_key(stage, settings=keyed, inputs=hashes)
         with self.places.looking(key):
-            done = find_stage(target, key) or reuse_sibling(target, key)
+            done = find_stage(target, key)
+            if done is None:
+                self._drop_summary()
+                done = reuse_sibling(target, key)
         if done is None:
             need = self._need([stage])
             with self.places.working(
@@ -82,6 +89,8 @@ class OpenRun:
                 if done is None:
                     todo = _Todo(stage=stage, key=key, settings=given, keyed=keyed, inputs=inputs)
                     done = self._make(todo, place)
+        clean_stage(target)
+        self.watched.add(done.folder / record.path for record in done.manifest.files)
         log.info("%s: %s", name, _cost(done))
         self.events.write(
             "stage_found" if done.cached else "stage_finished",
@@ -97,13 +106,10 @@ class OpenRun:
         stage, name, target = todo.stage, todo.stage.name, self.folder / todo.stage.name
         self._check_room(stage)
         log.info("%s …", name)
-        clean_stage(target, key=todo.key)
+        clean_stage(target, going_on=todo.key)
         paths = paths_of(todo.inputs)
-        resume = resume_folder(target, todo.key)
         if stage.resumable:
-            paths["resume"] = str(resume)
-        for stale in (SUMMARY_NAME, REPORT_NAME, CARD_NAME):
-            (self.folder / stale).unlink(missing_ok=True)
+            paths["resume"] = str(resume_folder(target, todo.key))
         with staging_folder(target) as staging:
             self.events.write("stage_started", stage=name, folder=staging.name)
             outcome = place.run(
@@ -113,7 +119,9 @@ class OpenRun:
                 folder=staging,
                 log=self.folder / LOG_NAME,
                 share=place.share,
+                lock=self.lock,
             )
+            self.watched.check(stage=name)
             manifest = Manifest(
                 stage=name,
                 key=todo.key,
@@ -126,8 +134,11 @@ class OpenRun:
                 **outcome.costs,
             )
             publish(staging, target, manifest)
-        shutil.rmtree(resume, ignore_errors=True)
         return Done(folder=target, manifest=manifest, cached=False)
+
+    def _drop_summary(self) -> None:
+        for stale in (SUMMARY_NAME, REPORT_NAME, CARD_NAME):
+            (self.folder / stale).unlink(missing_ok=True)
 
     def _check_room(self, stage: Stage) -> None:
         """Check room for this stage and, as far as the teacher's size is known, for all that follow."""
@@ -158,23 +169,37 @@ class _Todo:
 
 @contextmanager
 def open_run(
-    recipe: Recipe, *, runs_dir: Path, stages: Mapping[str, Stage], places: Places
+    recipe: Recipe, *, runs_dir: Path, stages: Mapping[str, Stage], places: Places, wait: bool = True
 ) -> Iterator[OpenRun]:
     """Take the run folder of `recipe`, write its resolved recipe there, and hold it.
+
+    Args:
+        recipe: Resolved and checked.
+        runs_dir: Folder of all runs.
+        stages: Where each stage's code is.
+        places: Where and when stages are made.
+        wait: Wait for another process that works on this run; else refuse.
 
     Raises:
         ArtifactError: Another process holds it, or it cannot be written.
     """
     folder = run_folder(recipe, runs_dir=runs_dir)
-    with run_lock(folder):
-        (folder / RECIPE_NAME).write_text(write_toml(recipe.model_dump(mode="json")), encoding="utf-8")
+    with run_lock(folder, wait=wait) as lock:
+        with writing_to(folder):
+            write_text(folder / RECIPE_NAME, write_toml(recipe.model_dump(mode="json")))
         log.info("run %s in `%s`", run_name(folder), folder)
         groups = places.enter()
         try:
             with run_log(folder, run=run_name(folder), stages=stages, groups=groups) as events:
                 record_begin(folder)
                 yield OpenRun(
-                    recipe=recipe, folder=folder, stages=stages, events=events, groups=groups, places=places
+                    recipe=recipe,
+                    folder=folder,
+                    stages=stages,
+                    events=events,
+                    groups=groups,
+                    places=places,
+                    lock=lock,
                 )
         finally:
             record_end(folder)
@@ -207,16 +232,38 @@ def localize(section: str, settings: Settings) -> tuple[Settings, dict[str, Any]
     return type(settings).model_validate(given), keyed
 
 
+def outside_files(section: str, settings: Settings) -> list[Path]:
+    """Return the user's own files that a stage reads."""
+    document = settings.model_dump(mode="json")
+    files = [
+        data_file(name, path) for path in DATA_FILES if path[0] == section and (name := document.get(path[1]))
+    ]
+    for name, table, key in TEXTS:
+        if section == name and (found := document[table]):
+            files += map(Path, found[key])
+    for path in SOURCES:
+        if path[0] == section and (model := _local_source(document, path[1:])):
+            files += sorted(model.rglob("*")) if model.is_dir() else [model]
+    return files
+
+
+def _local_source(document: Any, path: tuple[str, ...]) -> Path | None:
+    """Return where a model of this machine lies that the settings name; None if they name none or another kind."""
+    for name in path:
+        document = document.get(name) if isinstance(document, dict) else None
+    is_local = isinstance(document, str) and not document.startswith(("hub:", "pypi:"))
+    return Path(document) if is_local else None
+
+
 def _pin_source(keyed: dict[str, Any], path: tuple[str, ...]) -> None:
     """Replace a local model's path by the hash of its files; hub: and pypi: names pin what they can."""
-    *tables, key = path
-    table: Any = keyed
-    for name in tables:
-        table = table.get(name) if isinstance(table, dict) else None
-    source = table.get(key) if isinstance(table, dict) else None
-    if not isinstance(source, str) or source.startswith(("hub:", "pypi:")):
+    model = _local_source(keyed, path)
+    if model is None:
         return
-    model = Path(source)
+    *tables, key = path
+    table = keyed
+    for name in tables:
+        table = table[name]
     table[key] = "sha256:" + (
         hash_text("\n".join(f"{record.path}\0{record.sha256}" for record in list_files(model)))
         if model.is_dir()

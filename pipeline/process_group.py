@@ -85,12 +85,20 @@ class Ended:
         return self.returncode < 0
 
 
-def run_processes(command: Sequence[str], *, count: int, of_stage: Mapping[str, str], share: Share) -> Ended:
+def run_processes(
+    command: Sequence[str],
+    *,
+    count: int,
+    held: Sequence[int] = (),
+    of_stage: Mapping[str, str],
+    share: Share,
+) -> Ended:
     """Run `command` in `count` processes of a new process group and sleep until all have ended.
 
     Args:
         command: What each runs.
         count: How many.
+        held: Descriptors that each of them keeps open.
         of_stage: Variables of the stage, which give way to the user's.
         share: What they may use.
 
@@ -105,6 +113,7 @@ def run_processes(command: Sequence[str], *, count: int, of_stage: Mapping[str, 
                 subprocess.Popen(
                     command,
                     stdin=subprocess.PIPE,
+                    pass_fds=held,
                     stdout=2,  # standard output is data, and it is the parent's
                     env=_environment(of_stage, count, share) | variables,
                     # Ctrl-C reaches the parent alone, which then ends the whole group

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ammd.artifact import write_json
+from ammd.durable import write_text
 from ammd.errors import ArtifactError
 
 from .answer_diff import beside_teacher
@@ -216,9 +217,7 @@ def _write(summary: dict[str, Any], folder: Path, done: Mapping[str, Done]) -> N
     context_tokens = read_context_tokens(done["distill"].folder / "student")
     card = render_card(summary, model_context_tokens=context_tokens)
     for name, text in ((REPORT_NAME, page), (CARD_NAME, card)):
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / name)
+        write_text(folder / name, text)
     write_json(folder / SUMMARY_NAME, summary)
     log.info("report: `%s`, model card: `%s`", folder / REPORT_NAME, folder / CARD_NAME)
 

@@ -30,6 +30,7 @@ def run_recipe(
     *,
     runs_dir: Path,
     until: str = "report",
+    wait: bool = True,
     stages: Mapping[str, Stage] = STAGES,
     places: Places | None = None,
 ) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def run_recipe(
         recipe: Resolved and checked.
         runs_dir: Folder of all runs; this one lies in `<name>/<run id>`.
         until: `distill` stops when the student is there, `report` goes all the way.
+        wait: Wait for another process that works on this run; else refuse.
         stages: Where each stage's code is.
         places: Where and when stages are made; now and here unless told otherwise.
 
@@ -47,7 +49,7 @@ def run_recipe(
     """
     find_baseline(recipe.budget, runs_dir=runs_dir)  # a missing one is reported before any work
     places = places or WholeMachine()
-    with open_run(recipe, runs_dir=runs_dir, stages=stages, places=places) as run:
+    with open_run(recipe, runs_dir=runs_dir, stages=stages, places=places, wait=wait) as run:
         prepared = run.stage("prepare", recipe.prepare)
         distilled = run.stage("distill", recipe.distill, prepared=prepared.whole)
         if until == "distill":

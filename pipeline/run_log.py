@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ammd.errors import INTERRUPTED, AmmdError
+from ammd.errors import AmmdError
 from ammd.event_log import Event, EventLog, EventReader
 
+from .end_signals import exit_code_of
 from .process_group import ProcessGroups
 
 LOG_NAME = "log.jsonl"
@@ -148,5 +149,5 @@ def _failure(exc: BaseException) -> dict[str, Any]:
     if isinstance(exc, AmmdError):
         return {"exit_code": exc.exit_code, "error": str(exc), "hint": exc.hint}
     if isinstance(exc, KeyboardInterrupt):
-        return {"exit_code": INTERRUPTED, "error": "interrupted", "hint": ""}
+        return {"exit_code": exit_code_of(exc), "error": "interrupted", "hint": ""}
     return {"exit_code": 1, "error": f"{type(exc).__name__}: {exc}", "hint": ""}

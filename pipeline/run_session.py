@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ammd.errors import INTERRUPTED
 from ammd.event_log import EventReader
+from ammd.folder_lock import is_locked
 
-from .cache import is_locked
 from .run_folder import RECIPE_NAME, SUMMARY_NAME
 from .run_log import LOG_NAME
 

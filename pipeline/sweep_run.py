@@ -101,7 +101,12 @@ class _Job(threading.Thread):
         super().__init__(name=f"{point.recipe.name}/{folder.name}")
         self.end = RunEnd(run=self.name, folder=folder, choices=point.choices)
         self._recipe, self._places = point.recipe, places
-        self._options: dict[str, Any] = {"runs_dir": runs_dir, "until": until, "stages": stages}
+        self._options: dict[str, Any] = {
+            "runs_dir": runs_dir,
+            "until": until,
+            "stages": stages,
+            "wait": False,
+        }
 
     def run(self) -> None:
         """Make the run; whatever happens, the sweep is told that it is over."""

@@ -4,7 +4,8 @@
 
 A stage gets a process of its own so that its peak memory is its own, so that nothing it leaves loaded slows
 the next one, and so that a crash in native code is a message instead of the end of `ammd`. Errors travel as
-JSON (class, message, hint, facts), so the parent raises what the stage raised. The job's standard input is a
+JSON (class, message, hint, facts), so the parent raises what the stage raised; a disk that is full is found out here,
+whatever a library made of it. The job's standard input is a
 pipe held by the parent: when it closes the parent is gone, and the child ends with everything it started.
 """
 
@@ -22,8 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from ammd.artifact import write_json
+from ammd.durable import disk_full, is_disk_full
 from ammd.errors import AmmdError
 from ammd.event_log import ENVIRONMENT as EVENT_LOG
+
+NO_ANSWER = 74  # as sysexits.h has it for what cannot be read or written
 
 
 def main(job_path: Path) -> None:
@@ -43,12 +47,13 @@ def main(job_path: Path) -> None:
         if is_first:
             write_json(path, {"results": results})
         return
-    except AmmdError as exc:
-        error = _describe(exc, kind=type(exc).__name__, hint=exc.hint, facts=exc.facts)
     except Exception as exc:  # noqa: BLE001 - the border of the process: the parent names what is lost here
-        error = _describe(exc, kind="", hint="", facts={})
+        error = _describe(exc, Path(job["folder"]))
     if not path.exists():  # the first error is the cause, the others' are that they miss somebody
-        write_json(path, {"error": error})
+        try:
+            write_json(path, {"error": error})
+        except OSError:
+            sys.exit(NO_ANSWER)
     sys.exit(1)
 
 
@@ -62,15 +67,17 @@ def _run(job: dict[str, Any]) -> Any:
     return module.run(inputs, settings_type.model_validate(job["settings"]), Path(job["folder"]))
 
 
-def _describe(exc: BaseException, *, kind: str, hint: str, facts: dict[str, object]) -> dict[str, Any]:
-    text = str(exc) if kind else "".join(traceback.format_exception_only(exc)).strip()
-    return {
-        "kind": kind,
-        "message": "out of memory" if _is_for_want_of_memory(exc) else text,
-        "hint": hint,
-        "facts": facts,
-        "traceback": "".join(traceback.format_exception(exc)),
-    }
+def _describe(exc: Exception, folder: Path) -> dict[str, Any]:
+    where = "".join(traceback.format_exception(exc))
+    known = exc if isinstance(exc, AmmdError) else None
+    if is_disk_full(exc):
+        known = disk_full(folder, doing="the stage was at work")
+    if known is not None:
+        kind, text = type(known).__name__, str(known)
+        return {"kind": kind, "message": text, "hint": known.hint, "facts": known.facts, "traceback": where}
+    text = "".join(traceback.format_exception_only(exc)).strip()
+    message = "out of memory" if _is_for_want_of_memory(exc) else text
+    return {"kind": "", "message": message, "hint": "", "facts": {}, "traceback": where}
 
 
 def _is_for_want_of_memory(exc: BaseException) -> bool:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ammd.artifact import write_json
+from ammd.artifact import FAILED_PARTS, write_json
 from ammd.errors import EngineError
 from ammd.machine import describe_machine
 
@@ -63,8 +63,18 @@ def run(inputs: BenchInputs, settings: BenchSettings, folder: Path) -> dict[str,
     """
     bench = measure_artifacts(inputs.artifacts, settings)
     write_json(folder / "bench.json", bench)
-    facts = {"machine": describe_machine(), "validity_rule": rule_as_json()}
+    facts = {"machine": describe_machine(), "validity_rule": rule_as_json(), FAILED_PARTS: _failed(bench)}
     return {"bench": bench, **facts, **_on_profiles(inputs.artifacts, settings)}
+
+
+def _failed(bench: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the cells that could not be measured, in words."""
+    return [
+        f"{name}, {row['threads']} {'thread' if row['threads'] == 1 else 'threads'}"
+        for name, record in bench.items()
+        for row in record["rows"]
+        if "failure" in row
+    ]
 
 
 def _on_profiles(artifacts: Sequence[ArtifactRef], settings: BenchSettings) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import Any, Self, TextIO, cast
 
 from ammd import errors
 from ammd.errors import AmmdError, EngineError
+from ammd.parent_death import mortal_command
 
 # numpy's own threads would fight with those of the engine, which spin between two tokens.
 CHILD_ENVIRONMENT: Mapping[str, str] = {"OPENBLAS_NUM_THREADS": "1"}
@@ -55,8 +56,7 @@ class Child:
 
     def __init__(self) -> None:
         """Start the process."""
-        # -P: the folder the user stands in must not shadow installed modules.
-        command = [sys.executable, "-P", "-m", f"{_PACKAGE}.child"]
+        command = mortal_command(f"{_PACKAGE}.child")
         environment = {**os.environ, **CHILD_ENVIRONMENT}
         self._log = tempfile.TemporaryFile(prefix="ammd-child-")  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(

@@ -19,7 +19,15 @@ from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 
-from ammd.artifact import Manifest, is_published, list_files, load_manifest, publish, staging_folder
+from ammd.artifact import (
+    Manifest,
+    is_published,
+    list_files,
+    load_manifest,
+    publish,
+    remove_partial,
+    staging_folder,
+)
 from ammd.errors import ArtifactError, EngineError
 from ammd.fetch import user_cache
 from ammd.llama_source import source_tree
@@ -101,6 +109,7 @@ def arm64_folder(build: Arm64) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(target.name + ".lock")):
         if not _is_whole(target):
+            remove_partial(target)
             _build_arm64(tree, target, cmake=cmake, key=key)
     return target / build.value
 

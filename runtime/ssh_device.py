@@ -14,9 +14,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from ammd.errors import EngineError, RecipeError
+from ammd.scratch import scratch_folder
 
 from .device import Ran
 
@@ -57,8 +59,8 @@ class SshConnection:
         ssh = shutil.which("ssh")
         if ssh is None:
             raise EngineError("there is no `ssh` on this machine", hint="install OpenSSH's client")
-        self._folder = tempfile.mkdtemp(prefix="ammd-ssh-")
-        socket = Path(self._folder, "socket")
+        self._folder = ExitStack()  # one that the next of our processes sweeps, if this one is killed
+        socket = self._folder.enter_context(scratch_folder()) / "socket"
         self._ssh = [
             ssh,
             "-T",
@@ -137,7 +139,7 @@ class SshConnection:
                 self._master.kill()
                 self._master.wait()
         self._log.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
     def _refusal(self) -> EngineError:
         self._log.seek(0)

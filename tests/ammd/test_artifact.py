@@ -78,7 +78,7 @@ def test_publish_restores_the_old_folder_when_the_rename_fails(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(ArtifactError, match=r"cannot move .* No space left on device"):
+    with pytest.raises(ArtifactError, match=r"no space left on the disk of `/"):
         _publish(tmp_path / "stage", "new")
     assert artifact.load_manifest(tmp_path / "stage").stage == "test"
     assert (tmp_path / "stage" / "part" / "a.txt").read_text() == "old"
@@ -223,9 +223,49 @@ def test_hash_of_a_missing_file_is_an_artifact_error(tmp_path: Path) -> None:
 def test_json_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.json"
     artifact.write_json(path, {"a": 1})
-    monkeypatch.setattr(
-        Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(28, os.strerror(28)))
-    )
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
     with pytest.raises(OSError, match="No space"):
         artifact.write_json(path, {"a": 2})
     assert json.loads(path.read_bytes()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_living_process_is_writing_is_not_swept(tmp_path: Path) -> None:
+    target = tmp_path / "stage"
+    with artifact.staging_folder(target) as held:
+        left = held.with_name(".partial-stage-ab12cd34")  # of a killed one
+        left.mkdir()
+        artifact.remove_partial(target)
+        assert held.is_dir()
+        assert not left.exists()
+
+
+def test_everything_is_flushed_before_and_after_it_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files, then the folders that name them, then the rename, then the folder that holds it."""
+    happened: list[str] = []
+    fsync, rename = os.fsync, Path.replace
+
+    def record(descriptor: int) -> None:
+        happened.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def renamed(self: Path, target: Path) -> Path:
+        happened.append(f"{self.name[:8]} -> {target.name}")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(Path, "replace", renamed)
+    target = tmp_path / "runs" / "stage"
+    with artifact.staging_folder(target) as staging:
+        (staging / "student").mkdir()
+        (staging / "student" / "weights").write_text("w", encoding="utf-8")
+        files = artifact.list_files(staging)
+        artifact.publish(staging, target, artifact.Manifest(stage="s", key="k", files=files))
+        name = staging.name
+    renamed_at = happened.index(".partial -> stage")
+    assert happened[0] == tmp_path.name  # which now names the new folder `runs`
+    assert happened[renamed_at - 1 : renamed_at + 2] == [name, ".partial -> stage", "runs"]
+    assert happened.index("weights") < happened.index("student") < renamed_at
+    assert "manifest.json" in happened[:renamed_at]

@@ -3,10 +3,13 @@
 import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
+from ammd.folder_lock import is_locked
 from ammd.pipeline.cache import run_lock
+from ammd.pipeline.stages import STAGES
 
 
 def finish(process):
@@ -71,17 +74,89 @@ def test_interrupt_ends_the_children_leaves_nothing_and_exits_130(
     assert not (run_folder(tmp_path) / "distill").exists()
 
 
-def test_second_process_in_the_same_run_is_refused_in_one_line(recipe_path, tmp_path, stand_in, monkeypatch):
+def test_second_process_in_the_same_run_waits_and_finds_it_finished(
+    recipe_path, tmp_path, stand_in, monkeypatch
+):
+    monkeypatch.setenv("STAND_IN_FAULT", "distill:hold")
+    first = stand_in.start(recipe_path, tmp_path / "runs", "--json")
+    wait_for(tmp_path / "holding")
+    second = stand_in.start(recipe_path, tmp_path / "runs", "--json")
+    said = second.stderr.readline()
+    assert said.startswith(f"another `ammd` (process {first.pid}) is working in `")
+    assert said.endswith("`; waiting for it\n")
+    (tmp_path / "go").touch()
+    (code, made, _), (second_code, found, err) = finish(first), finish(second)
+    assert (code, second_code) == (0, 0), err
+    assert stand_in.ran() == ["prepare", "distill", "export", "verify", "evaluate", "bench"]
+    assert [row["cached"] for row in json.loads(found)["stages"]] == [True] * 6
+    assert json.loads(found)["artifacts"] == json.loads(made)["artifacts"]
+
+
+def test_second_process_in_the_same_run_is_refused_in_one_line_if_it_is_not_to_wait(
+    recipe_path, tmp_path, stand_in, monkeypatch
+):
     monkeypatch.setenv("STAND_IN_FAULT", "distill:sleep")
     first = stand_in.start(recipe_path, tmp_path / "runs")
     wait_for(tmp_path / "grandchild.pid")
-    code, out, err = finish(stand_in.start(recipe_path, tmp_path / "runs"))
+    code, out, err = finish(stand_in.start(recipe_path, tmp_path / "runs", "--no-wait"))
     first.send_signal(signal.SIGINT)
     finish(first)
     assert code == 3
     assert out == ""
-    assert "error: another `ammd` is working in" in err
+    assert f"error: another `ammd` (process {first.pid}) is working in" in err
     assert "hint: wait until it ends" in err
+
+
+def test_stage_holds_the_lock_of_its_run_too(recipe_path, tmp_path, stand_in, monkeypatch):
+    """So that no run begins beside the processes of a killed one, which end a little later."""
+    monkeypatch.setenv("STAND_IN_FAULT", "distill:sleep")
+    first = stand_in.start(recipe_path, tmp_path / "runs")
+    wait_for(tmp_path / "grandchild.pid")
+    worker = (tmp_path / "child.pid").read_text(encoding="utf-8")
+    opened = [path.readlink() for path in Path("/proc", worker, "fd").iterdir() if path.is_symlink()]
+    assert run_folder(tmp_path) / ".lock" in opened
+    assert is_locked(run_folder(tmp_path))
+    first.kill()
+    finish(first)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_to_end_is_taken_like_an_interrupt(recipe_path, tmp_path, stand_in, monkeypatch, number):
+    monkeypatch.setenv("STAND_IN_FAULT", "distill:sleep")
+    process = stand_in.start(recipe_path, tmp_path / "runs")
+    wait_for(tmp_path / "grandchild.pid")
+    process.send_signal(number)
+    code, _, err = finish(process)
+    assert code == 128 + number
+    assert err.splitlines()[-1].startswith("error: interrupted; ")
+    assert not list(run_folder(tmp_path).glob(".partial-*"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "fault"),
+    [
+        *((stage, "full-disk") for stage in STAGES),
+        ("distill", "full-disk-elsewhere"),
+        ("distill", "map"),  # which ends the process with SIGBUS
+    ],
+)
+def test_full_disk_is_one_line_with_the_folder_and_the_next_run_goes_on(
+    recipe_path, tmp_path, stand_in, monkeypatch, stage, fault
+):
+    monkeypatch.setenv("STAND_IN_FAULT", f"{stage}:{fault}")
+    code, out, err = finish(stand_in.start(recipe_path, tmp_path / "runs"))
+    assert (code, out) == (3, "")
+    line, hint = err.splitlines()[-2:]
+    assert line.startswith("error: no space left on the disk of `/")
+    assert hint.startswith("hint: free some space there; ")
+    assert "Traceback" not in err
+    assert not (run_folder(tmp_path) / stage).exists()
+    assert not list(run_folder(tmp_path).glob(".partial-*"))
+    done = stand_in.ran()[:-1]
+    monkeypatch.delenv("STAND_IN_FAULT")
+    code, _, err = finish(stand_in.start(recipe_path, tmp_path / "runs"))
+    assert code == 0, err
+    assert not set(stand_in.ran()) & set(done)
 
 
 def test_lock_is_free_after_its_holder_was_killed(recipe_path, tmp_path, stand_in, monkeypatch):

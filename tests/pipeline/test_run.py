@@ -5,10 +5,11 @@ import json
 import pytest
 
 from ammd.artifact import Manifest, read_manifest
-from ammd.errors import ExportError, ParityError
+from ammd.errors import ArtifactError, ExportError, ParityError
 from ammd.pipeline.costs import total_costs
 from ammd.pipeline.recipe import load_recipe
 from ammd.pipeline.run import run_recipe
+from ammd.pipeline.watched_files import WatchedFiles
 
 ALL = ["prepare", "distill", "export", "verify", "evaluate", "bench"]
 
@@ -208,3 +209,64 @@ def test_report_of_an_earlier_result_goes_when_a_stage_is_made_anew(run, tmp_pat
         run()
     assert not (folder / "report.html").exists()
     assert not (folder / "summary.json").exists()
+
+
+def test_file_that_is_edited_while_a_stage_reads_it_is_named_and_the_result_not_kept(
+    run, tmp_path, monkeypatch, recipe_path
+):
+    monkeypatch.setenv("STAND_IN_FAULT", "prepare:edit")
+    prompts = recipe_path.parent / "prompts.jsonl"
+    with pytest.raises(ArtifactError, match=f"`{prompts}` was changed while stage `prepare` was at work"):
+        run()
+    (folder,) = (tmp_path / "runs" / "tiny").iterdir()
+    assert not (folder / "prepare").exists()
+    monkeypatch.delenv("STAND_IN_FAULT")
+    folder = tmp_path / "runs" / run()["run"]
+    text = (folder / "prepare" / "train.jsonl").read_text(encoding="utf-8")
+    assert json.loads(text)["prompts"] == 3  # those of the edited file
+
+
+def test_file_of_an_earlier_stage_that_is_altered_meanwhile_is_noticed(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("STAND_IN_FAULT", "verify:raise")
+    with pytest.raises(ParityError):
+        run()
+    (folder,) = (tmp_path / "runs" / "tiny").iterdir()
+    watched = WatchedFiles()
+    watched.add([folder / "export" / "gguf-f16.gguf", folder / "prepare" / "train.jsonl"])
+    watched.check(stage="evaluate")
+    (folder / "export" / "gguf-f16.gguf").unlink()
+    with pytest.raises(ArtifactError, match=r"gguf-f16\.gguf` was removed while stage `evaluate`"):
+        watched.check(stage="evaluate")
+
+
+def test_stage_that_failed_in_part_is_kept_to_look_at_and_made_anew(run, stand_in, monkeypatch, caplog):
+    monkeypatch.setenv("STAND_IN_FAULT", "bench:part")
+    assert len(run()["stages"]) == 6
+    monkeypatch.delenv("STAND_IN_FAULT")
+    stand_in.ran()
+    run()
+    assert stand_in.ran() == ["bench"]
+    assert "bench: making it anew, because `gguf-f16, 1 thread` failed in it" in caplog.text
+    run()
+    assert stand_in.ran() == []
+
+
+def test_stage_that_failed_in_part_is_not_taken_from_a_sibling(run, stand_in, monkeypatch):
+    monkeypatch.setenv("STAND_IN_FAULT", "bench:part")
+    run()
+    monkeypatch.delenv("STAND_IN_FAULT")
+    stand_in.ran()
+    run("seed=7", "prepare.seed=7", "distill.seed=7", "evaluate.seed=7", "name=tiny", "verify.texts=19")
+    assert stand_in.ran() == ["verify", "bench"]
+
+
+def test_what_killed_runs_left_is_swept_also_beside_stages_that_are_there(run, tmp_path):
+    folder = tmp_path / "runs" / run()["run"]
+    (folder / ".partial-evaluate-ab12cd34").mkdir()
+    (folder / ".summary.json-ab12cd34.tmp").touch()
+    (folder / ".resume-distill-0123456789abcdef").mkdir()
+    (folder / "bench").rename(
+        folder / ".partial-bench-old"
+    )  # killed between the two renames of a replacement
+    assert all(row["cached"] for row in run()["stages"])
+    assert not [path.name for path in folder.iterdir() if path.name[0] == "." and path.name != ".lock"]

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def run(inputs: Inputs, settings: Any, folder: Path) -> dict[str, Any]:
     _meet(name)
     results = globals()[f"_{name}"](inputs, settings, folder)
     if stage in (name, f"{name}@{getattr(settings, 'seed', None)}"):
-        _misbehave(fault, folder)
+        results |= _misbehave(fault, folder, settings) or {}
     _span("end", name)
     return results
 
@@ -69,42 +70,81 @@ def _meet(name: str) -> None:
         time.sleep(0.02)
 
 
-def _misbehave(fault: str, folder: Path) -> None:
+def _misbehave(fault: str, folder: Path, settings: Any) -> dict[str, Any] | None:
     (folder / "half").write_text("written before the fault", encoding="utf-8")
-    if fault == "raise":
-        raise ParityError("`x` differs", hint="look at it", path="x", expected=1)
-    if fault == "unexpected":
-        raise ZeroDivisionError("by nought")
-    if fault == "memory":
-        raise MemoryError
-    if fault in {"cpu-memory", "gpu-memory"}:
-        import torch
+    return FAULTS[fault](settings) if fault else None
 
-        if fault == "cpu-memory":
-            torch.empty(1 << 60)
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-    if fault == "exit":
-        os._exit(9)
-    if fault == "print":
-        print("chatter on standard output")
-        return
-    if fault == "compute":  # half a second here, half a second in a process of its own
-        code = "import time\nwhile time.process_time() < 0.5: pass"
-        subprocess.run([sys.executable, "-c", code], check=True)
-        before = time.process_time()
-        while time.process_time() < before + 0.5:
-            pass
-        return
-    if fault == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if fault == "sleep":  # until somebody ends it; the file says that it may be ended now
-        grandchild = os.fork()
-        who = "child" if grandchild else "grandchild"
-        Path(os.environ["STAND_IN_LOG"]).with_name(f"{who}.pid").write_text(
-            str(os.getpid()), encoding="utf-8"
-        )
-        time.sleep(600)
-        sys.exit(1)
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _lack_memory_on_the_cpu(_settings: Any) -> None:
+    import torch
+
+    torch.empty(1 << 60)
+
+
+def _lack_memory_on_the_gpu(_settings: Any) -> None:
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+def _fill_the_disk(_settings: Any) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as stream:
+        stream.write("does not fit")
+
+
+def _edit(settings: Any) -> None:
+    with Path(settings.prompts).open("a", encoding="utf-8") as stream:
+        stream.write('{"prompt": "later"}\n')
+
+
+def _hold(_settings: Any) -> None:
+    """Wait until the test lets go."""
+    (holding := Path(os.environ["STAND_IN_LOG"]).with_name("holding")).touch()
+    while not holding.with_name("go").exists():
+        time.sleep(0.05)
+
+
+def _compute(_settings: Any) -> None:
+    """Take half a second here, and half a second in a process of its own."""
+    code = "import time\nwhile time.process_time() < 0.5: pass"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    before = time.process_time()
+    while time.process_time() < before + 0.5:
+        pass
+
+
+def _sleep(_settings: Any) -> None:
+    """Sleep until somebody ends it, with a process beside it; the files say that they may be ended now."""
+    grandchild = os.fork()
+    who = "child" if grandchild else "grandchild"
+    Path(os.environ["STAND_IN_LOG"]).with_name(f"{who}.pid").write_text(str(os.getpid()), encoding="utf-8")
+    time.sleep(600)
+    sys.exit(1)
+
+
+FAULTS: dict[str, Callable[[Any], dict[str, Any] | None]] = {
+    "raise": lambda _: _raise(ParityError("`x` differs", hint="look at it", path="x", expected=1)),
+    "unexpected": lambda _: _raise(ZeroDivisionError("by nought")),
+    "memory": lambda _: _raise(MemoryError()),
+    "cpu-memory": _lack_memory_on_the_cpu,
+    "gpu-memory": _lack_memory_on_the_gpu,
+    "full-disk": _fill_the_disk,
+    # A library's own error, with the system's text in it.
+    "full-disk-elsewhere": lambda _: _raise(RuntimeError("No space left on device (os error 28)")),
+    "map": lambda _: os.kill(os.getpid(), signal.SIGBUS),
+    "kill": lambda _: os.kill(os.getpid(), signal.SIGKILL),
+    "exit": lambda _: os._exit(9),
+    "print": lambda _: print("chatter on standard output"),
+    "part": lambda _: {"failed_parts": ["gguf-f16, 1 thread"]},
+    "compute": _compute,
+    "edit": _edit,
+    "hold": _hold,
+    "sleep": _sleep,
+}
 
 
 def _checkpoint(folder: Path, *, weights: int, value: int = 0) -> None:
