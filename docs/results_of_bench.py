@@ -99,7 +99,8 @@ def arm64_part(document: Mapping[str, Any]) -> Iterable[str]:
     ties = sum(one["is_near_tie"] for one in apart)
     yield "## Files on arm64, emulated"
     yield (
-        f"`python benchmarks/arm64.py`: {settings['what']}, under `qemu-aarch64` against {document['machine']['cpu']}.\n"
+        f"`python benchmarks/arm64.py`: {settings['what']}, under `qemu-aarch64` against "
+        f"{document['machine']['cpu']}.\n"
         f"Token ids of {settings['texts']} texts, {settings['tokens']} teacher-forced positions, greedy texts of "
         f"{settings['greedy_tokens']} tokens. Correctness only:\nspeed under emulation means nothing. Revision "
         f"{str(document['revision'])[:7]}."
@@ -109,7 +110,8 @@ def arm64_part(document: Mapping[str, Any]) -> Iterable[str]:
     yield _table(head, [_parity(row) for row in rows])
     yield (
         f"Of {len(apart)} positions with another likeliest token, in teacher-forced and in greedy text, {ties} are "
-        "near-ties: this\nmachine prefers its own by no more than the largest logit difference between both. It prefers "
+        "near-ties: this\nmachine prefers its own by no more than the largest logit difference between both. It "
+        "prefers "
         f"it by {max(one['logit_gap'] for one in apart):.2f} at\nmost. So equal greedy text would test nothing, and "
         "distributions are compared."
     )

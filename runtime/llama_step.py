@@ -32,6 +32,7 @@ class LlamaStep:
     def __init__(self, library: Any, context: Any, *, vocab_size: int) -> None:
         """Make the batch."""
         row = ctypes.cast(library.llama_get_logits_ith, ctypes.c_void_p).value
+        assert row is not None
         as_number = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
         self._calls = _Calls(decode=library.llama_decode, row_address=as_number(row))
         self._free = library.llama_batch_free
