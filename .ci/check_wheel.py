@@ -20,7 +20,7 @@ FOLDERS = {
 DATA = {
     "ammd": ["py.typed"],
     "runtime": ["*.toml", "*.sh"],
-    "pipeline": ["*.toml", "*.json", "*.jsonl", "*.j2", "*.css", "*.js"],
+    "pipeline": ["*.toml", "templates/*.toml", "*.json", "*.jsonl", "*.j2", "*.css", "*.js"],
 }
 
 
@@ -49,7 +49,8 @@ def expected_files() -> list[str]:
     found = []
     for folder, package in FOLDERS.items():
         for pattern in ["*.py", *DATA.get(folder, [])]:
-            found += [f"{package}/{path.name}" for path in (ROOT / folder).glob(pattern)]
+            paths = (ROOT / folder).glob(pattern)
+            found += [f"{package}/{path.relative_to(ROOT / folder).as_posix()}" for path in paths]
     return found
 
 

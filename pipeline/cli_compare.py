@@ -9,6 +9,19 @@ import click
 from .cli_options import emit, examples, json_option, runs_option, screen_options
 
 
+def _print_templates(
+    ctx: click.Context, _parameter: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Print all packaged templates where `list` is asked for, and end; else return the names."""
+    if "list" in names:
+        from .template import load_template, template_names
+
+        for name in template_names():
+            click.echo(f"{name:18} {load_template(name).description}")
+        ctx.exit()
+    return names
+
+
 @click.command(
     epilog=examples(
         "ammd compare 3f9a 77c0",
@@ -28,6 +41,14 @@ from .cli_options import emit, examples, json_option, runs_option, screen_option
     metavar="METRIC=VALUE",
     help="How much worse a number may become: in its own unit, or `5%` of the baseline's; may be repeated.",
 )
+@click.option(
+    "--template",
+    "templates",
+    multiple=True,
+    metavar="NAME|FILE",
+    help="Judge by what both answer to a test template's prompts instead; may be repeated. `list` prints the packaged.",
+    callback=_print_templates,
+)
 @click.option("--quality-only", is_flag=True, help="Leave out speed and memory, say on another machine.")
 @click.option(
     "--samples", type=click.IntRange(0), default=3, show_default=True, help="Answers side by side, a model."
@@ -42,6 +63,7 @@ def compare(
     baseline: str | None,
     gate: bool,
     limits: tuple[str, ...],
+    templates: tuple[str, ...],
     quality_only: bool,
     samples: int,
     set_baseline: str | None,
@@ -60,25 +82,20 @@ def compare(
         _set_baseline(set_baseline, first, second, baseline, runs_dir=runs_dir)
         return
     sides = _sides(first, second, baseline)
-    from .compare import compare_runs
+    from .compare_named import compare_named
     from .compare_tables import compare_tables
-    from .judged_run import pair_models, read_judged, read_side
-    from .regression import check_changes, read_limits
-    from .runs import newest_finished
 
-    allowed = read_limits(limits)
-    old, old_model = read_side(sides[0], runs_dir=runs_dir)
-    new, new_model = (
-        read_side(sides[1], runs_dir=runs_dir)
-        if sides[1]
-        else (read_judged(newest_finished(runs_dir, but=old.folder)), None)
+    found = compare_named(
+        *sides,
+        runs_dir=runs_dir,
+        limits=limits,
+        templates=templates,
+        quality_only=quality_only,
+        samples=samples,
     )
-    pairs = pair_models(old, new, models=(old_model, new_model))
-    found = compare_runs(old, new, pairs, limits=allowed, with_speed=not quality_only, samples=samples)
     emit(found.as_json(), lambda: compare_tables(found), as_json=as_json)
     if gate or baseline:
-        check_changes(found.changes)
-        found.check_speed()
+        found.check()
 
 
 def _sides(first: str | None, second: str | None, baseline: str | None) -> tuple[str, str | None]:

@@ -20,8 +20,8 @@ from ammd.runtime.quality import each_rouge_l
 from ammd.runtime.transfer import METRICS, Metric
 
 from .columns import used_columns, value_of
-from .judged_run import JudgedRun, Pair
-from .regression import Change, Limit, judge_difference, judge_ratio
+from .judged_run import JudgedRun, Pair, check_same_prompts
+from .regression import MERITS, Change, Limit, check_changes, judge_difference, judge_ratio
 
 SCHEMA = "ammd.compare/1"
 SAMPLES = 3
@@ -32,39 +32,41 @@ _WON_BY = {"rouge_l": 1e-9, "nll_under_teacher_nats": 0.01}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Everything that two runs differ in."""
+    """Everything that two runs differ in. Fields as in the document."""
 
-    first: JudgedRun
-    second: JudgedRun
-    pairs: tuple[Pair, ...]
+    first: str
+    second: str
+    rows: list[dict[str, Any]]
     changes: tuple[Change, ...]
-    speed_refusal: str | None  # why speed is not compared; None where it is
-    samples: int
+    speed_refusal: str | None  # why speed is not compared; None where it is, or was not to be
+    wins: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    settings: list[dict[str, Any]]
+    templates: tuple[str, ...] = ()  # by which both are judged, instead of by the held-out prompts
 
     def as_json(self) -> dict[str, Any]:
         """Return the document."""
         return {
             "schema": SCHEMA,
-            "first": self.first.label,
-            "second": self.second.label,
-            "rows": list(_all_numbers(self.first, self.second, self.pairs)),
+            "first": self.first,
+            "second": self.second,
+            "templates": list(self.templates),
+            "rows": self.rows,
             "changes": [change.as_json() for change in self.changes],
             "speed_not_compared": self.speed_refusal,
-            "wins": [win for pair in self.pairs for win in _wins(self.first, self.second, pair)],
-            "samples": [
-                sample
-                for pair in self.pairs
-                for sample in _samples(self.first, self.second, pair)[: self.samples]
-            ],
-            "settings": differing_settings(self.first.summary["recipe"], self.second.summary["recipe"]),
+            "wins": self.wins,
+            "samples": self.samples,
+            "settings": self.settings,
         }
 
-    def check_speed(self) -> None:
-        """Check that speed was compared, where it was to be: a gate that cannot judge does not let pass.
+    def check(self) -> None:
+        """Check that nothing has become worse, and that speed was compared where it was to be.
 
         Raises:
-            NotComparableError: It was not.
+            BudgetExceededError: A number has regressed.
+            NotComparableError: A gate that cannot judge does not let pass.
         """
+        check_changes(self.changes)
         if self.speed_refusal is not None:
             raise NotComparableError(
                 f"speed and memory cannot be judged: {self.speed_refusal}",
@@ -81,7 +83,7 @@ def compare_runs(
     with_speed: bool = True,
     samples: int = SAMPLES,
 ) -> Comparison:
-    """Compare a baseline with another run.
+    """Compare a baseline with another run, by what both stand for on the same held-out prompts.
 
     Args:
         first: The baseline.
@@ -90,9 +92,13 @@ def compare_runs(
         limits: How much worse a number may become; others are shown, not judged.
         with_speed: Compare speed and memory too.
         samples: How many answers are shown side by side, a pair.
+
+    Raises:
+        NotComparableError: The prompts or the teacher's texts to them differ.
     """
+    check_same_prompts(first, second)
     changes = [change for pair in pairs for change in _quality(first, second, pair, limits)]
-    changes += [change for pair in pairs for change in _size(first, second, pair, limits)]
+    changes += [_size(first, second, pair, limits["bytes"]) for pair in pairs]
     refusal: str | None = None
     if with_speed:
         try:
@@ -100,12 +106,14 @@ def compare_runs(
         except (ArtifactError, NotComparableError) as exc:
             refusal = str(exc)
     return Comparison(
-        first=first,
-        second=second,
-        pairs=tuple(pairs),
+        first=first.label,
+        second=second.label,
+        rows=list(_all_numbers(first, second, pairs)),
         changes=tuple(changes),
         speed_refusal=refusal,
-        samples=samples,
+        wins=[win for pair in pairs for win in _wins(first, second, pair)],
+        samples=[sample for pair in pairs for sample in _samples(first, second, pair)[:samples]],
+        settings=differing_settings(first.summary["recipe"], second.summary["recipe"]),
     )
 
 
@@ -142,6 +150,15 @@ def _change_of(
         second_over=before[1:].tolist(),
     )
     value = float(before[0].sum() / before[1].sum())
+    verdict = None
+    if limit is not None:
+        verdict = judge_difference(
+            low=low,
+            high=high,
+            allowed=limit.of(value),
+            prompts=len(terms),
+            higher_is_better=MERITS[metric.key],
+        )
     return Change(
         model=model,
         metric=metric.key,
@@ -154,16 +171,14 @@ def _change_of(
         prompts=len(terms),
         threads=None,
         limit=str(limit) if limit else None,
-        verdict=judge_difference(metric.key, first=value, low=low, high=high, prompts=len(terms), limit=limit)
-        if limit
-        else None,
+        verdict=verdict,
     )
 
 
-def _size(first: JudgedRun, second: JudgedRun, pair: Pair, limits: Mapping[str, Limit]) -> Iterator[Change]:
+def _size(first: JudgedRun, second: JudgedRun, pair: Pair, limit: Limit) -> Change:
     old, new = (run.row(name)["bytes"] for run, name in ((first, pair.first), (second, pair.second)))
-    limit, ratio = limits["bytes"], new / old
-    yield Change(
+    ratio = new / old
+    return Change(
         model=pair.label,
         metric="bytes",
         first=old,
@@ -237,21 +252,25 @@ def _bench_of(run: JudgedRun, names: Mapping[str, str]) -> BenchDocument:
 
 def _wins(first: JudgedRun, second: JudgedRun, pair: Pair) -> Iterator[dict[str, Any]]:
     """Give how many prompts the second model wins, ties and loses."""
-    merits = {metric.key: metric.higher_is_better for metric in METRICS}
     for key, tie in _WON_BY.items():
         gains = [
-            (after - before) * (1 if merits[key] else -1)
+            (after - before) * (1 if MERITS[key] else -1)
             for prompt in pair.prompts
             if (before := first.scores[pair.first][prompt].get(key)) is not None
             and (after := second.scores[pair.second][prompt].get(key)) is not None
         ]
-        yield {
-            "model": pair.label,
-            "by": key,
-            "wins": sum(gain > tie for gain in gains),
-            "ties": sum(abs(gain) <= tie for gain in gains),
-            "losses": sum(gain < -tie for gain in gains),
-        }
+        yield count_wins(pair.label, key, gains, tie=tie)
+
+
+def count_wins(model: str, by: str, gains: Sequence[float], *, tie: float) -> dict[str, Any]:
+    """Return how many prompts are won, tied and lost, each by its gain."""
+    return {
+        "model": model,
+        "by": by,
+        "wins": sum(gain > tie for gain in gains),
+        "ties": sum(abs(gain) <= tie for gain in gains),
+        "losses": sum(gain < -tie for gain in gains),
+    }
 
 
 def _samples(first: JudgedRun, second: JudgedRun, pair: Pair) -> list[dict[str, Any]]:

@@ -104,7 +104,6 @@ def pair_models(
 
     Raises:
         ArtifactError: One run lacks the model that is named for the other, or nothing is in both.
-        NotComparableError: The prompts or the teacher's texts to them differ.
     """
     named = (models[0] or models[1], models[1] or models[0])
     if named[0] is not None and named[1] is not None:
@@ -119,7 +118,6 @@ def pair_models(
             )
     if not names:
         raise ArtifactError(f"`{first.label}` and `{second.label}` have no model in common")
-    _check_same_prompts(first, second)
     return tuple(
         Pair(first=old, second=new, prompts=_shared(first.scores[old], second.scores[new]))
         for old, new in names
@@ -130,7 +128,7 @@ def _shared(first: Mapping[int, Row], second: Mapping[int, Row]) -> tuple[int, .
     return tuple(prompt for prompt in sorted(first) if prompt in second)
 
 
-def _check_same_prompts(first: JudgedRun, second: JudgedRun) -> None:
+def check_same_prompts(first: JudgedRun, second: JudgedRun) -> None:
     """Compare prompts and the teacher's texts as far as both runs go.
 
     Raises:

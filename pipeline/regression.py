@@ -16,9 +16,10 @@ from ammd.errors import BudgetExceededError, RecipeError
 from ammd.runtime.gate import HIGHER_IS_BETTER, Verdict, verdict_of
 from ammd.runtime.transfer import METRICS
 
+_DIGITS = 9  # beyond which a difference is rounding
 LEAST_PROMPTS = 5  # with fewer, draws of prompts say nothing of other prompts
 _SPEED = (*HIGHER_IS_BETTER, "bytes")
-_MERITS = {metric.key: metric.higher_is_better for metric in METRICS if metric.higher_is_better is not None}
+MERITS = {metric.key: metric.higher_is_better for metric in METRICS if metric.higher_is_better is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,10 @@ class Limit:
 
     value: float
     is_share: bool  # of the baseline's number; else in the number's own unit
+
+    def of(self, baseline: float) -> float:
+        """Return it in the number's own unit."""
+        return self.value * (abs(baseline) if self.is_share else 1)
 
     def __str__(self) -> str:
         """Return it as it is written on the command line."""
@@ -63,6 +68,7 @@ class Change:
     high: float | None
     prompts: int | None  # that it rests on
     threads: int | None  # of a speed
+    slice: str | None = None  # of a template's prompts, as `language=de`; None: of all
     limit: str | None  # None where it is shown but not judged
     verdict: Verdict | None
 
@@ -80,7 +86,7 @@ def read_limits(texts: Iterable[str]) -> dict[str, Limit]:
     limits = dict(DEFAULT_LIMITS)
     for text in texts:
         metric, equals, value = text.partition("=")
-        known = [*_MERITS, *_SPEED]
+        known = [*MERITS, *_SPEED]
         if metric not in known:
             raise RecipeError(f"`{metric}` is no number that can regress", hint=f"one of {', '.join(known)}")
         try:
@@ -100,13 +106,12 @@ def read_limits(texts: Iterable[str]) -> dict[str, Limit]:
 
 
 def judge_difference(
-    metric: str, *, first: float, low: float, high: float, prompts: int, limit: Limit
+    *, low: float, high: float, allowed: float, prompts: int, higher_is_better: bool
 ) -> Verdict:
-    """Return the verdict on a difference that lies between `low` and `high`."""
+    """Return the verdict on a difference that lies between `low` and `high`; `allowed` is how much worse may be."""
     if prompts < LEAST_PROMPTS:
         return Verdict.UNDECIDED
-    allowed = limit.value * (abs(first) if limit.is_share else 1)
-    worse = (-high, -low) if _MERITS[metric] else (low, high)
+    worse = (-high, -low) if higher_is_better else (low, high)
     if worse[0] > allowed:
         return Verdict.REGRESSION
     return Verdict.FINE if worse[1] <= allowed else Verdict.UNDECIDED
@@ -137,13 +142,25 @@ def check_changes(changes: Iterable[Change]) -> None:
 
 def describe(change: Change) -> str:
     """Return one line: number, change, interval, limit."""
-    size = f"{change.change:.3f} of" if change.is_ratio else f"{change.change:+.4g} from"
+    relation = "of" if change.is_ratio else "from"
     sides = f"{change.first:.4g} → {change.second:.4g}"
-    interval = "" if change.low is None else f", 95 % interval {change.low:+.4g} to {change.high:+.4g}"
-    if change.is_ratio and change.low is not None:
-        interval = f", 95 % interval {change.low:.3f} to {change.high:.3f}"
+    interval = f", 95 % interval {show_interval(change)}" if change.low is not None else ""
     basis = f" over {change.prompts} prompts" if change.prompts else ""
+    where = f" on `{change.slice}`" if change.slice else ""
     return (
-        f"`{change.model}`: `{change.metric}` is {size} the baseline's ({sides}{interval}{basis}); "
-        f"{change.limit} worse is allowed"
+        f"`{change.model}`: `{change.metric}`{where} is {show_change(change)} {relation} the baseline's "
+        f"({sides}{interval}{basis}); {change.limit} worse is allowed"
     )
+
+
+def show_change(change: Change, value: float | None = None) -> str:
+    """Return a change, or another number on its scale, as tables show it."""
+    shown = change.change if value is None else value
+    return f"{shown:.3f}" if change.is_ratio else f"{round(shown, _DIGITS) + 0.0:+.4g}"
+
+
+def show_interval(change: Change) -> str:
+    """Return the 95 % interval, or a dash."""
+    if change.low is None or change.high is None:
+        return "–"
+    return f"{show_change(change, change.low)} to {show_change(change, change.high)}"

@@ -43,7 +43,7 @@ def save_teacher(request: Mapping[str, Any]) -> dict[str, Any]:
         save_hidden_states(
             engine.model, rows[: request["texts"]], path=Path(request["folder"]) / TENSORS_NAME
         )
-        return {"answers": [_answer(engine, row.response_ids[: request["answer_tokens"]]) for row in rows]}
+        return {"answers": [answer_of(engine, row.response_ids[: request["answer_tokens"]]) for row in rows]}
 
 
 def measure_checkpoint(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,8 +84,8 @@ def measure_checkpoint(request: Mapping[str, Any]) -> dict[str, Any]:
         save_states(kept, Path(request["own_states"]))
         return {
             "teacher_texts": of_states(own, _teacher(request), [response for _, response in texts]),
-            "answers": [_answer(engine, ids) for ids in greedy],
-            "sampled": [_answer(engine, ids) for ids in sampled],
+            "answers": [answer_of(engine, ids) for ids in greedy],
+            "sampled": [answer_of(engine, ids) for ids in sampled],
         }
 
 
@@ -107,7 +107,7 @@ def measure_file(request: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "teacher_texts": of_engine(engine, _teacher(request), texts),
             "answers": [
-                _answer(engine, _greedy(engine, row.prompt_ids, request["answer_tokens"]))
+                answer_of(engine, greedy_response(engine, row.prompt_ids, request["answer_tokens"]))
                 for row in rows[: request["prompts"]]
             ],
         }
@@ -196,7 +196,7 @@ def _reading_teacher(request: Mapping[str, Any]) -> HiddenStates:
     return load_states(Path(request["teacher_states"]), unembedding=_teacher(request).unembedding)
 
 
-def _greedy(engine: Engine, prompt_ids: Sequence[int], limit: int) -> list[int]:
+def greedy_response(engine: Engine, prompt_ids: Sequence[int], limit: int) -> list[int]:
     """Return the likeliest response, end token included where the file gave one."""
     from .generate import Ends, generate
     from .sampling import Sampling
@@ -205,7 +205,8 @@ def _greedy(engine: Engine, prompt_ids: Sequence[int], limit: int) -> list[int]:
     return [piece.token_id for piece in pieces]
 
 
-def _answer(engine: Engine, ids: Sequence[int]) -> dict[str, Any]:
+def answer_of(engine: Engine, ids: Sequence[int]) -> dict[str, Any]:
+    """Return a response as it is kept: `ids`, `text`, and whether the model `ended` it."""
     return {
         "ids": list(ids),
         "text": engine.detokenize(ids).strip(),

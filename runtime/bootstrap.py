@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DRAWS = 2000
 _TAILS = (0.025, 0.975)
+_STILL = 1e-12  # a standard error that is rounding
 _NORMAL = 1.959964  # the normal distribution's upper tail of these
 
 
@@ -90,6 +91,45 @@ def paired_interval(
         drawn.append(of[seed, prompt].sum(axis=(1, 2)) / np.where(totals, totals, np.nan))
     differences = drawn[0] - drawn[1]
     return means[0] - means[1], *_middle(differences[~np.isnan(differences)])
+
+
+def simultaneous_intervals(
+    differences: NDArray[np.float64], *, generator: np.random.Generator
+) -> list[tuple[float, float, float]]:
+    """Return the mean of each row and an interval, such that with 95 % all intervals hold together.
+
+    With one interval a row, one of twenty slices would seem to have moved where none has. Here each row's deviation is
+    counted in its own standard errors, and all intervals are as wide as the largest of them goes in 95 % of the draws:
+    rows that share prompts cost little, unlike in Bonferroni's rule.
+
+    Args:
+        differences: One row a slice, one column a prompt; NaN where the prompt is not of the slice. [S][P]
+        generator: Draws prompts with replacement.
+
+    Source:
+        Romano and Wolf 2005, Exact and approximate stepdown methods for multiple hypothesis testing (one step of it).
+    """
+    import numpy as np
+
+    counts = np.ones_like(differences) * ~np.isnan(differences)
+    values = np.nan_to_num(differences)
+    means = values.sum(axis=1) / counts.sum(axis=1)
+    prompts = differences.shape[1]
+    drawn = generator.multinomial(
+        prompts, np.full(prompts, 1 / prompts), size=DRAWS
+    )  # times each prompt is drawn
+    sizes = drawn @ counts.T
+    deviations = (drawn @ values.T) / np.where(sizes, sizes, np.nan) - means  # [DRAWS, S]
+    errors = np.nanstd(deviations, axis=0)
+    moving = errors > _STILL
+    widths = np.zeros_like(means)
+    if moving.any():
+        largest = np.nanmax(np.abs(deviations[:, moving]) / errors[moving], axis=1)
+        widths[moving] = np.quantile(largest, 0.95) * errors[moving]
+    return [
+        (float(mean), float(mean - width), float(mean + width))
+        for mean, width in zip(means, widths, strict=True)
+    ]
 
 
 def _wider(ratio: float, *, processes: int) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ammd.artifact import Manifest, list_files, publish, staging_folder, write_json
 from ammd.pipeline.bundle import make_bundle
 from ammd.pipeline.bundle_choice import Target
 from ammd.pipeline.cli import main
@@ -182,3 +183,56 @@ def words_of_this_machine():
         return found + ([socket.gethostname()] if is_text and host.search(contents) else [])
 
     return words_of_this_machine
+
+
+@pytest.fixture
+def build_run():
+    """Write a finished run whose scores and answers are made up."""
+    return _build_run
+
+
+_TEXT = "The sky is blue because air scatters blue light"
+
+
+def _build_run(runs, run_id, bench, *, rouge=0.5, nll=1.0, size=1000, prompts=12, prompt="Why {}?", **more):
+    """Write a finished run of two models; `rouge` and `nll` are one number, or a function of the prompt."""
+    folder = runs / "mine" / run_id
+    folder.mkdir(parents=True)
+    (folder / "recipe.toml").write_text("", encoding="utf-8")
+    score = [rouge if callable(rouge) else lambda _n: rouge, nll if callable(nll) else lambda _n: nll]
+    models = ("student", "gguf-q8_0")
+    rows = [
+        {
+            "model": model,
+            "prompt": n,
+            "rouge_l": score[0](n),
+            "nll_under_teacher_nats": score[1](n),
+            "response_tokens": 10 + n,
+        }
+        for model in models
+        for n in range(prompts)
+    ]
+    lines = [
+        {
+            "prompt": prompt.format(n),
+            "teacher_text": _TEXT,
+            "answers": dict.fromkeys(models, more.get("answer", lambda n: f"{_TEXT} {n}")(n)),
+        }
+        for n in range(prompts)
+    ]
+    with staging_folder(folder / "evaluate") as staging:
+        for name, found in (("scores", rows), ("answers", lines)):
+            text = "".join(json.dumps(line) + "\n" for line in found)
+            (staging / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        manifest = Manifest(stage="evaluate", key="k", files=list_files(staging))
+        publish(staging, folder / "evaluate", manifest)
+    row = {"bytes": size, "quality": {"rouge_l": score[0](0)}}
+    summary = {
+        "run": f"mine/{run_id}",
+        "models": [{"name": "student", "path": str(folder / "student"), **row, "bench": None}],
+        "artifacts": [{"name": "gguf-q8_0", **row, "bench": bench["bench"]["gguf-q8_0"]}],
+        "measured_on": bench["machine"],
+        "recipe": {"seed": more.get("seed", 0), "distill": {"lr": more.get("lr", 1.0), "steps": 3}},
+    }
+    write_json(folder / "summary.json", summary)
+    return folder

@@ -5,60 +5,13 @@ import os
 
 import pytest
 
-from ammd.artifact import Manifest, list_files, publish, staging_folder, write_json
 from ammd.errors import RecipeError
 from ammd.pipeline.compare import differing_settings
-from ammd.pipeline.regression import DEFAULT_LIMITS, Limit, judge_difference, read_limits
+from ammd.pipeline.regression import DEFAULT_LIMITS, MERITS, Limit, judge_difference, read_limits
 from ammd.runtime.gate import Verdict
 
 PROMPTS = 12
 TEXT = "The sky is blue because air scatters blue light"
-
-
-def build_run(
-    runs, run_id, bench, *, rouge=0.5, nll=1.0, size=1000, prompts=PROMPTS, prompt="Why {}?", **more
-):
-    """Write a finished run of two models; `rouge` and `nll` are one number, or a function of the prompt."""
-    folder = runs / "mine" / run_id
-    folder.mkdir(parents=True)
-    (folder / "recipe.toml").write_text("", encoding="utf-8")
-    score = [rouge if callable(rouge) else lambda _n: rouge, nll if callable(nll) else lambda _n: nll]
-    models = ("student", "gguf-q8_0")
-    rows = [
-        {
-            "model": model,
-            "prompt": n,
-            "rouge_l": score[0](n),
-            "nll_under_teacher_nats": score[1](n),
-            "response_tokens": 10 + n,
-        }
-        for model in models
-        for n in range(prompts)
-    ]
-    lines = [
-        {
-            "prompt": prompt.format(n),
-            "teacher_text": TEXT,
-            "answers": dict.fromkeys(models, more.get("answer", lambda n: f"{TEXT} {n}")(n)),
-        }
-        for n in range(prompts)
-    ]
-    with staging_folder(folder / "evaluate") as staging:
-        for name, found in (("scores", rows), ("answers", lines)):
-            text = "".join(json.dumps(line) + "\n" for line in found)
-            (staging / f"{name}.jsonl").write_text(text, encoding="utf-8")
-        manifest = Manifest(stage="evaluate", key="k", files=list_files(staging))
-        publish(staging, folder / "evaluate", manifest)
-    row = {"bytes": size, "quality": {"rouge_l": score[0](0)}}
-    summary = {
-        "run": f"mine/{run_id}",
-        "models": [{"name": "student", **row, "bench": None}],
-        "artifacts": [{"name": "gguf-q8_0", **row, "bench": bench["bench"]["gguf-q8_0"]}],
-        "measured_on": bench["machine"],
-        "recipe": {"seed": more.get("seed", 0), "distill": {"lr": more.get("lr", 1.0), "steps": 3}},
-    }
-    write_json(folder / "summary.json", summary)
-    return folder
 
 
 @pytest.fixture
@@ -81,7 +34,7 @@ def changes_of(document, metric):
     return {row["model"]: row for row in document["changes"] if row["metric"] == metric}
 
 
-def test_a_run_against_itself_has_changed_nothing(runs, compare, bench_document):
+def test_a_run_against_itself_has_changed_nothing(runs, compare, bench_document, build_run):
     build_run(runs, "aaaa", bench_document(), rouge=lambda n: n / PROMPTS)
     code, document, err = compare("aaaa", "aaaa", "--gate")
     assert (code, err) == (0, "")
@@ -93,7 +46,9 @@ def test_a_run_against_itself_has_changed_nothing(runs, compare, bench_document)
     assert document["samples"] == document["settings"] == []
 
 
-def test_what_is_worse_on_every_prompt_ends_with_7_and_says_by_how_much(runs, compare, bench_document):
+def test_what_is_worse_on_every_prompt_ends_with_7_and_says_by_how_much(
+    runs, compare, bench_document, build_run
+):
     build_run(runs, "aaaa", bench_document(), rouge=lambda n: 0.3 + n / 40, lr=1.0)
     build_run(runs, "bbbb", bench_document(), rouge=lambda n: 0.2 + n / 40, lr=2.0)
     code, document, err = compare("aaaa", "bbbb", "--gate")
@@ -115,7 +70,7 @@ def test_what_is_worse_on_every_prompt_ends_with_7_and_says_by_how_much(runs, co
     assert compare("bbbb", "aaaa", "--gate")[0] == 0  # better is no regression
 
 
-def test_noise_is_undecided_and_fails_no_build(runs, compare, bench_document):
+def test_noise_is_undecided_and_fails_no_build(runs, compare, bench_document, build_run):
     build_run(runs, "aaaa", bench_document(), rouge=0.5)
     build_run(runs, "bbbb", bench_document(), rouge=lambda n: 0.9 if n % 2 else 0.0)
     code, document, _ = compare("aaaa", "bbbb", "--gate")
@@ -124,7 +79,7 @@ def test_noise_is_undecided_and_fails_no_build(runs, compare, bench_document):
     assert row["low"] < row["change"] < row["high"]
 
 
-def test_means_over_tokens_are_those_of_the_tables(runs, compare, bench_document):
+def test_means_over_tokens_are_those_of_the_tables(runs, compare, bench_document, build_run):
     build_run(runs, "aaaa", bench_document(), nll=1.0)
     build_run(runs, "bbbb", bench_document(), nll=lambda n: 2.0 if n == PROMPTS - 1 else 1.0)
     row = changes_of(compare("aaaa", "bbbb")[1], "nll_under_teacher_nats")["student"]
@@ -135,7 +90,7 @@ def test_means_over_tokens_are_those_of_the_tables(runs, compare, bench_document
     assert changes_of(limited, "nll_under_teacher_nats")["student"]["verdict"] == "fine"
 
 
-def test_speed_is_judged_by_the_gate_of_the_benchmark(runs, compare, bench_document):
+def test_speed_is_judged_by_the_gate_of_the_benchmark(runs, compare, bench_document, build_run):
     build_run(runs, "aaaa", bench_document())
     build_run(runs, "bbbb", bench_document(slowdown=0.3))
     code, document, err = compare("aaaa", "bbbb", "--gate")
@@ -150,7 +105,7 @@ def test_speed_is_judged_by_the_gate_of_the_benchmark(runs, compare, bench_docum
     assert compare("aaaa", "bbbb", "--gate", *allowed)[0] == 0
 
 
-def test_a_gate_that_cannot_judge_speed_does_not_let_pass(runs, compare, bench_document):
+def test_a_gate_that_cannot_judge_speed_does_not_let_pass(runs, compare, bench_document, build_run):
     build_run(runs, "aaaa", bench_document())
     build_run(runs, "bbbb", bench_document(processes=1))
     code, document, err = compare("aaaa", "bbbb", "--gate")
@@ -160,7 +115,7 @@ def test_a_gate_that_cannot_judge_speed_does_not_let_pass(runs, compare, bench_d
     assert compare("aaaa", "bbbb")[0] == 0
 
 
-def test_larger_files_are_a_regression(runs, compare, bench_document):
+def test_larger_files_are_a_regression(runs, compare, bench_document, build_run):
     build_run(runs, "aaaa", bench_document(), size=1000)
     build_run(runs, "bbbb", bench_document(), size=1060)
     code, _, err = compare("aaaa", "bbbb", "--gate")
@@ -172,7 +127,7 @@ def test_larger_files_are_a_regression(runs, compare, bench_document):
 @pytest.mark.parametrize(
     ("change", "found"), [({"prompt": "How {}?"}, "prompt 1 is `Why 0?` in `mine/aaaa` and `How 0?`")]
 )
-def test_other_prompts_cannot_be_compared(runs, compare, bench_document, change, found):
+def test_other_prompts_cannot_be_compared(runs, compare, bench_document, change, found, build_run):
     build_run(runs, "aaaa", bench_document())
     build_run(runs, "bbbb", bench_document(), **change)
     code, document, err = compare("aaaa", "bbbb")
@@ -180,7 +135,7 @@ def test_other_prompts_cannot_be_compared(runs, compare, bench_document, change,
     assert found in err
 
 
-def test_fewer_prompts_are_compared_as_far_as_they_go(runs, compare, bench_document):
+def test_fewer_prompts_are_compared_as_far_as_they_go(runs, compare, bench_document, build_run):
     build_run(runs, "aaaa", bench_document())
     build_run(runs, "bbbb", bench_document(), prompts=4, rouge=0.1)
     code, document, _ = compare("aaaa", "bbbb", "--gate")
@@ -188,7 +143,7 @@ def test_fewer_prompts_are_compared_as_far_as_they_go(runs, compare, bench_docum
     assert (code, row["prompts"], row["verdict"]) == (0, 4, "undecided")  # too few to judge
 
 
-def test_one_model_against_another_of_the_same_run(runs, compare, bench_document):
+def test_one_model_against_another_of_the_same_run(runs, compare, bench_document, build_run):
     build_run(runs, "aaaa", bench_document())
     code, document, _ = compare("aaaa:student", "mine/aaaa:gguf-q8_0")
     assert code == 0
@@ -198,7 +153,7 @@ def test_one_model_against_another_of_the_same_run(runs, compare, bench_document
     assert "run `mine/aaaa` has no model `gguf-q4_0`" in err
 
 
-def test_most_different_answers_come_first(runs, compare, bench_document):
+def test_most_different_answers_come_first(runs, compare, bench_document, build_run):
     build_run(runs, "aaaa", bench_document(), answer=lambda n: TEXT)
     build_run(runs, "bbbb", bench_document(), answer=lambda n: TEXT if n else "no idea")
     document = compare("aaaa:student", "bbbb", "--samples", 5)[1]
@@ -206,7 +161,9 @@ def test_most_different_answers_come_first(runs, compare, bench_document):
     assert (sample["first"], sample["second"], sample["likeness"]) == (TEXT, "no idea", 0)
 
 
-def test_a_name_stands_for_a_run_and_the_newest_is_judged_against_it(runs, ammd, compare, bench_document):
+def test_a_name_stands_for_a_run_and_the_newest_is_judged_against_it(
+    runs, ammd, compare, bench_document, build_run
+):
     first = build_run(runs, "aaaa", bench_document(), rouge=0.5)
     build_run(runs, "bbbb", bench_document(), rouge=0.5)
     third = build_run(runs, "cccc", bench_document(), rouge=0.1)
@@ -227,7 +184,9 @@ def test_a_name_stands_for_a_run_and_the_newest_is_judged_against_it(runs, ammd,
     assert "`main` stands for the run `mine/aaaa`, which is not there any more" in err
 
 
-def test_runs_that_are_not_finished_or_were_judged_by_older_versions_are_named(runs, compare, bench_document):
+def test_runs_that_are_not_finished_or_were_judged_by_older_versions_are_named(
+    runs, compare, bench_document, build_run
+):
     first = build_run(runs, "aaaa", bench_document())
     (first / "summary.json").unlink()
     code, _, err = compare("aaaa", "aaaa")
@@ -278,12 +237,12 @@ def test_limits_are_in_the_numbers_unit_or_a_share():
     ],
 )
 def test_a_regression_is_a_whole_interval_beyond_the_limit(metric, low, high, verdict):
-    limit = DEFAULT_LIMITS[metric]
-    found = judge_difference(metric, first=0.5, low=low, high=high, prompts=8, limit=limit)
-    assert found is verdict
-    assert (
-        judge_difference(metric, first=0.5, low=low, high=high, prompts=4, limit=limit) is Verdict.UNDECIDED
-    )
+    better, allowed = MERITS[metric], DEFAULT_LIMITS[metric].of(0.5)
+    for prompts, expected in ((8, verdict), (4, Verdict.UNDECIDED)):
+        found = judge_difference(
+            low=low, high=high, allowed=allowed, prompts=prompts, higher_is_better=better
+        )
+        assert found is expected
 
 
 def test_settings_that_only_one_side_has_differ():
@@ -296,7 +255,7 @@ def test_settings_that_only_one_side_has_differ():
     ]
 
 
-def test_tables_show_what_the_document_holds(runs, ammd, bench_document):
+def test_tables_show_what_the_document_holds(runs, ammd, bench_document, build_run):
     build_run(runs, "aaaa", bench_document(), rouge=0.5, answer=lambda n: "[b]old[/b]")
     build_run(runs, "bbbb", bench_document(), rouge=0.2, seed=3)
     code, out, _ = ammd("compare", "aaaa", "bbbb", "--runs-dir", runs)

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from ammd.runtime import bootstrap
-from ammd.runtime.bootstrap import median_interval, next_interval, paired_interval, ratio_interval
+from ammd.runtime.bootstrap import (
+    median_interval,
+    next_interval,
+    paired_interval,
+    ratio_interval,
+    simultaneous_intervals,
+)
 
 
 def test_equal_samples_leave_no_doubt() -> None:
@@ -124,3 +130,32 @@ def test_seeds_that_differ_widen_the_interval() -> None:
         [[0.0] * 8, [1.0] * 8], [[0.0] * 8] * 2, generator=np.random.default_rng(0)
     )
     assert (mean, low, high) == (0.5, 0, 1)
+
+
+def test_intervals_of_many_slices_hold_together() -> None:
+    """Twenty slices in which nothing has changed: how often does at least one interval leave out zero?"""
+    generator = np.random.default_rng(7)
+    together = apart = 0
+    for _ in range(100):
+        rows = np.full((20, 400), np.nan)
+        for row in range(20):
+            rows[row, 20 * row : 20 * row + 20] = generator.normal(size=20)
+        found = simultaneous_intervals(rows, generator=generator)
+        together += any(low > 0 or high < 0 for _, low, high in found)
+        errors = np.nanstd(rows, axis=1) / np.sqrt(20)
+        apart += bool((np.abs(np.nanmean(rows, axis=1)) > 1.96 * errors).any())
+    assert apart > 50  # 1 - 0.95^20 = 64 % of the time, one by one
+    assert together <= 15  # 5 %, and what 20 prompts leave out of a normal distribution's tails
+
+
+def test_interval_of_one_slice_is_the_normal_one() -> None:
+    values = np.random.default_rng(2).normal(size=(1, 200))
+    ((mean, low, high),) = simultaneous_intervals(values, generator=np.random.default_rng(0))
+    assert mean == pytest.approx(values.mean())
+    assert high - mean == mean - low == pytest.approx(1.96 * values.std() / np.sqrt(200), rel=0.1)
+
+
+def test_slice_in_which_all_prompts_moved_alike_leaves_no_doubt() -> None:
+    rows = np.array([[-0.5] * 6 + [np.nan] * 6, [np.nan] * 6 + [0.0] * 6])
+    found = simultaneous_intervals(rows, generator=np.random.default_rng(0))
+    assert found == [(-0.5, -0.5, -0.5), (0, 0, 0)]
