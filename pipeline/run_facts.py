@@ -42,7 +42,7 @@ def read_facts(folder: Path) -> dict[str, Value]:
         facts["versions"] = list(manifests.values())[-1].versions
         facts["costs"] = total_costs(list(manifests.values()))
     facts["origin"] = {"student_sha256": (summary.get("origin") or {}).get("student_sha256")}
-    flat = dict(_flatten(facts))
+    flat = dict(flatten(facts))
     if budget := summary.get("budget"):
         flat["budget.met"] = budget["met"]
     for name, manifest in manifests.items():
@@ -120,10 +120,10 @@ def _best(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {"file": best["name"], **{column.key: value_of(best, column) for column in COLUMNS}}
 
 
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Value]]:
+def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Value]]:
     """Yield what lies in nested tables under dotted keys; what is None is not there."""
     for key, value in table.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         elif value is not None:
             yield f"{prefix}{key}", list(value) if isinstance(value, list | tuple) else value

@@ -23,6 +23,7 @@ from .page import GENERATOR, SERIES, PageTable, render_page, text_table
 from .page_tables import costs_table, models_table
 from .plots import draw_together
 from .report import SHOWN_ANSWERS, read_lines
+from .run_facts import flatten
 from .run_folder import REPORT_NAME
 from .run_plots import draw_costs
 from .runs import read_summary
@@ -161,7 +162,7 @@ def _answers(runs: Sequence[ReportedRun]) -> Iterator[dict[str, Any]]:
 
 def _settings(runs: Sequence[ReportedRun]) -> PageTable | None:
     """Return what the recipes do not agree on: each value, and which runs have it."""
-    recipes = [dict(_flat(run.summary["recipe"])) for run in runs]
+    recipes = [dict(flatten(run.summary["recipe"])) for run in runs]
     rows = []
     for key in dict.fromkeys(key for recipe in recipes for key in recipe):
         holders: dict[str, list[int]] = {}
@@ -174,14 +175,6 @@ def _settings(runs: Sequence[ReportedRun]) -> PageTable | None:
         if rows
         else None
     )
-
-
-def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _short(value: object) -> str:

@@ -68,7 +68,7 @@ def bench_record(decode: float, ttft_ms: float, rss_mib: float) -> dict[str, Any
             "processes": 3,
             "replaced": [],
             "passes_stopped_by": ["target"] * 3,
-            "samples": [{"ttft_s": [ttft_ms / 1e3] * 5}] * 3,
+            "samples": [{"ttft_s": [ttft_ms / 1e3] * 5, "decode_tokens_per_s": [rate] * 5}] * 3,
             "warmup_passes": [2, 2, 2],
             "validity": "good" if threads == 2 else "noisy",
             "validity_reasons": [] if threads == 2 else ["other processes used 12 % of the CPU"],
