@@ -167,7 +167,8 @@ def export_part(document: Mapping[str, Any]) -> Iterable[str]:
         "`python benchmarks/export.py`; KL, top-1 agreement and perplexity against the checkpoint on held-out text,\n"
         f"decoding and making on {machine['cores']} cores of {machine['cpu']}. Fallbacks are tensors that llama.cpp\n"
         "stores in a larger type than was meant, because its blocks do not fit their rows. The packaged SmolLM2 was\n"
-        "stored in Q4_1, so that type, and Q5_1 with a matrix, find its grid again; no other model has them so near."
+        "stored in Q4_1, so that type, and Q5_1 with a matrix, find its grid again: no other model has them so near,\n"
+        "and its student loses there what training changed (export.md)."
     )
     head = [
         "scheme",
