@@ -504,7 +504,8 @@ def device_file(monkeypatch, tmp_path):
     rows = [json.dumps(shared | {"n_gen": tokens, "samples_ts": ["RATE"] * 3}) for tokens in (0, 64)]
     program = tmp_path / "llama-bench"
     program.write_text(
-        f"#!/bin/sh\nsed s/.RATE./$(cat {tmp_path}/rate)/g <<'END'\n{rows[0]}\n{rows[1]}\nEND\n"
+        # It stays for as long as the agent needs to see its memory more than once.
+        f"#!/bin/sh\nsleep 0.5\nsed s/.RATE./$(cat {tmp_path}/rate)/g <<'END'\n{rows[0]}\n{rows[1]}\nEND\n"
     )
     tool = Tool(isa="stand-in", source="a script", program=program, libraries=())
     monkeypatch.setattr(device_bench, "choose_tool", lambda facts, device: tool)
