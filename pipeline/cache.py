@@ -37,6 +37,8 @@ from ammd.folder_lock import folder_lock
 from .stages import Stage
 
 log = logging.getLogger("ammd.pipeline")
+_RESUME = ".resume-"
+RESUME_GLOB = f"{_RESUME}*"
 _RESUME_DIGITS = 16  # of the key, in a folder's name
 
 
@@ -224,7 +226,7 @@ def resume_folder(folder: Path, key: str) -> Path:
 
 
 def _resume_prefix(folder: Path) -> str:
-    return f".resume-{folder.name}-"
+    return f"{_RESUME}{folder.name}-"
 
 
 def _peek_key(folder: Path) -> str | None:

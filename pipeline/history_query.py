@@ -1,9 +1,9 @@
 """Questions to the history: which runs, in which order, what of them.
 
 A filter is KEY OPERATOR VALUE. Keys are those of `run_facts` and the columns of a run itself; a key may be cut short
-within its last part as long as it is the beginning of one key only (`metrics.student.kl`). Operators are `=`, `!=`, `~`
-(contains, whatever the case), `!~`, and `<`, `<=`, `>`, `>=` for numbers and times. What users write reaches SQLite as
-parameters alone.
+within its last part where that is the beginning of one key only, or of several of which the tables show one
+(`metrics.student.kl`; the first, if they show more). Operators are `=`, `!=`, `~` (contains, whatever the case), `!~`,
+and `<`, `<=`, `>`, `>=` for numbers and times. What users write reaches SQLite as parameters alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ammd.errors import RecipeError
+
+from .columns import COLUMNS
 
 _STATE = """CASE WHEN runs.folder_ns IS NOT NULL THEN runs.state
     WHEN runs.pruned IS NULL THEN 'gone' ELSE 'pruned' END"""
@@ -169,8 +171,9 @@ def _resolve(key: str, keys: dict[str, int]) -> str:
     if key in everything or not keys:  # no run has been recorded: every question has an answer, none
         return key
     begun = [name for name in everything if name.startswith(key) and "." not in name[len(key) :]]
-    if len(begun) == 1:
-        return begun[0]
+    shown = [name for column in COLUMNS for name in begun if name.endswith(f".{column.key}")]
+    if len(begun) == 1 or shown:
+        return (shown or begun)[0]
     if begun:
         raise RecipeError(f"`{key}` is the beginning of several keys", hint=f"there are {_listed(begun)}")
     ends = [name for name in everything if name.endswith(f".{key}")]

@@ -101,6 +101,16 @@ def newest_finished(runs_dir: Path, *, but: Path) -> Path:
     return max(others, key=lambda folder: (folder / SUMMARY_NAME).stat().st_mtime)
 
 
+def referred_runs(runs_dir: Path) -> Iterator[tuple[str, Path]]:
+    """Yield each reference and the folder of the run that it stands for; a run that is gone is left out."""
+    for path in sorted((runs_dir / REFERENCES).glob("[!.]*")):
+        try:
+            if found := _referred(path.name, runs_dir=runs_dir):
+                yield path.name, found
+        except ArtifactError:
+            continue
+
+
 def _referred(text: str, *, runs_dir: Path) -> Path | None:
     path = runs_dir / REFERENCES / text
     if not re.fullmatch(_REFERENCE, text) or not path.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .columns import COLUMNS, show
@@ -29,6 +30,17 @@ def runs_table(document: Mapping[str, Any]) -> Table:
     for row in document["runs"]:
         cells = [escape(_shown(key, row.get(key))) for key in columns]
         table.add_row(escape(row["run"]), _shown("started", row["started"]), _state(row), *cells)
+    return table
+
+
+def prune_table(document: Mapping[str, Any], *, path: Path) -> Table:
+    """Return one line for each run of which something is to go, and what that frees."""
+    table = build_table(f"to be removed from {path}", "run", ["state", "frees\nMiB"])
+    table.columns[1].justify = "left"
+    for row in document["runs"]:
+        table.add_row(escape(row["run"]), row["state"], f"{row['bytes'] / 2**20:,.1f}")
+    table.add_section()
+    table.add_row(f"{len(document['runs'])} in all", "", f"{document['freeable_bytes'] / 2**20:,.1f}")
     return table
 
 
