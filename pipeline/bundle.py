@@ -3,6 +3,7 @@
     NAME-TARGET/
       manifest.json            hashes, origin, proofs, numbers, verdict; manifest.json.minisig if signed
       MODEL_CARD.md            for readers
+      LICENSE                  the base model's, if that is Apache-2.0
       sbom.cdx.json            CycloneDX: models, data, and the libraries that made them
       models/                  each GGUF, and each ONNX folder whole, as their loaders take them and as they were proven
 
@@ -30,12 +31,15 @@ from ammd.artifact import (
     whole_record,
     write_json,
 )
+from ammd.durable import writing_to
 from ammd.errors import ArtifactError, RecipeError
+from ammd.machine import check_free_disk
 
 from .bundle_archive import SUFFIX, write_archive
 from .bundle_choice import Target, budget_of, choose
 from .bundle_manifest import build_manifest, is_bundle
 from .cache import Done, run_lock
+from .license_note import license_text
 from .model_card import read_context_tokens, render_card
 from .run_folder import CARD_NAME
 from .runs import read_finished
@@ -45,7 +49,7 @@ from .summary import build_summary
 
 RESULT_SCHEMA = "ammd.release/1"
 EPOCH_VARIABLE = "SOURCE_DATE_EPOCH"
-_MODELS = "models"
+_MODELS, _LICENSE = "models", "LICENSE"
 
 
 def make_bundle(
@@ -57,7 +61,7 @@ def make_bundle(
     key: Path | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Write a bundle of a finished run and return where it lies and its manifest.
+    """Write a bundle of a finished run and return where it lies and what is in it.
 
     Args:
         run: Folder of the run.
@@ -77,26 +81,25 @@ def make_bundle(
     with run_lock(run):
         recipe, done = read_finished(run)
         summary = build_summary(recipe, run, done)
-        rows = choose(summary, target, names)
+        rows, epoch = choose(summary, target, names), epoch_of(summary)
         top = f"{recipe.name}-{target.value}"
-        folder = out or Path(top)
-        archive = folder.with_name(folder.name + SUFFIX)
-        _check_free(folder, archive, force=force)
-        for place in (folder, archive):
-            remove_partial(place)
+        folder = (out or Path(top)).resolve()
+        archive = folder.with_name(folder.name + SUFFIX) if folder.name else folder
+        _check_places(folder, archive, rows, force=force)
         with staging_folder(folder) as staging, staging_folder(archive) as packed:
-            paths = _copy_models(rows, staging)
-            _describe(summary, done, rows=rows, paths=paths, target=target, folder=staging)
-            if secret:
-                sign(staging / MANIFEST_NAME, secret)
             whole = packed / archive.name
-            write_archive(staging, whole, top=top, epoch=epoch_of(summary))
+            with writing_to(folder.parent):
+                paths = _copy_models(rows, staging)
+                _describe(summary, done, rows=rows, paths=paths, target=target, folder=staging, epoch=epoch)
+                if secret:
+                    sign(staging / MANIFEST_NAME, secret)
+                write_archive(staging, whole, top=top, epoch=epoch)
             replace(staging, folder)
             replace(whole, archive)
     return {
         "schema": RESULT_SCHEMA,
-        "path": str(folder.resolve()),
-        "archive": str(archive.resolve()),
+        "path": str(folder),
+        "archive": str(archive),
         "archive_bytes": archive.stat().st_size,
         "archive_sha256": hash_file(archive),
         "signed": secret is not None,
@@ -120,7 +123,8 @@ def epoch_of(summary: Mapping[str, Any]) -> int:
     return int(text)
 
 
-def _check_free(folder: Path, archive: Path, *, force: bool) -> None:
+def _check_places(folder: Path, archive: Path, rows: Sequence[Mapping[str, Any]], *, force: bool) -> None:
+    """Check that both may be written and have room, and remove what a killed command left there."""
     for place in (folder, archive):
         if place.exists() and not force:
             raise ArtifactError(
@@ -134,6 +138,10 @@ def _check_free(folder: Path, archive: Path, *, force: bool) -> None:
             hint="`-o` names another folder",
             path=str(folder),
         )
+    need = 2 * sum(row["bytes"] for row in rows)
+    check_free_disk(folder.parent, need_bytes=need, purpose=f"bundle `{folder.name}` with its archive")
+    for place in (folder, archive):
+        remove_partial(place)
 
 
 def _copy_models(rows: Sequence[Mapping[str, Any]], staging: Path) -> dict[str, str]:
@@ -170,8 +178,9 @@ def _describe(
     paths: Mapping[str, str],
     target: Target,
     folder: Path,
+    epoch: int,
 ) -> None:
-    """Write card, component list and manifest beside the models."""
+    """Write card, licence, component list and manifest beside the models."""
     budget = budget_of(summary, {row["name"] for row in rows})
     manifest = build_manifest(summary, done, target=target.value, rows=rows, paths=paths, budget=budget)
     card = render_card(
@@ -180,5 +189,7 @@ def _describe(
         paths=paths,
     )
     (folder / CARD_NAME).write_text(card, encoding="utf-8")
-    write_sbom(folder / SBOM_NAME, manifest, files=list_files(folder), epoch=epoch_of(summary))
+    if text := license_text((summary["origin"] or {}).get("base_model")):
+        (folder / _LICENSE).write_text(text, encoding="utf-8")
+    write_sbom(folder / SBOM_NAME, manifest, files=list_files(folder), epoch=epoch)
     write_json(folder / MANIFEST_NAME, {**manifest, "files": [asdict(one) for one in list_files(folder)]})

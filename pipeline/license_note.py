@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,14 @@ def license_lines(
     else:
         lines.append("Licence of the training data: unknown to ammd, whoever chose the data has to know it.")
     return [*lines, "This is a record of what is stated, not legal advice."]
+
+
+def license_text(base: Mapping[str, Any] | None) -> str | None:
+    """Return the text of the base model's licence where this package has it: of Apache-2.0, which is its own."""
+    stated = (base or {}).get("license")
+    if not stated or stated["id"] != "apache-2.0":
+        return None
+    return importlib.metadata.distribution("ammd").read_text("licenses/LICENSE")
 
 
 def _model(model: Mapping[str, Any] | None, role: str) -> str:

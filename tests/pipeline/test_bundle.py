@@ -1,9 +1,11 @@
 """Bundles: what goes in, what is kept out, the same bytes again, and that every change is noticed."""
 
 import json
+import resource
 import shutil
 import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -193,6 +195,32 @@ def test_nothing_altered_enters(release_run, tmp_path):
         make_bundle(folder, target=Target.ANDROID, out=tmp_path / "out")
 
 
+def test_the_licence_of_the_base_model_goes_along(release_run, tmp_path):
+    folder = release_run()
+    apache = {"id": "apache-2.0", "name": None, "link": None}
+    teacher = {"name": "T", "source": "hub:o/t@1", "revision": None, "hub_id": "o/t", "license": apache}
+    _edit(folder / "prepare/manifest.json", lambda document: document["results"].update(teacher=teacher))
+    make_bundle(folder, target=Target.ANDROID, out=tmp_path / "out")
+    assert (tmp_path / "out/LICENSE").read_text(encoding="utf-8").split()[:2] == ["Apache", "License"]
+    assert "LICENSE" in {row["path"] for row in _manifest(tmp_path / "out")["files"]}
+    teacher["license"] = None
+    _edit(folder / "prepare/manifest.json", lambda document: document["results"].update(teacher=teacher))
+    make_bundle(folder, target=Target.ANDROID, out=tmp_path / "out", force=True)
+    assert not (tmp_path / "out/LICENSE").exists()
+
+
+def test_a_bundle_that_cannot_be_written_leaves_nothing(release_run, tmp_path):
+    folder, soft = release_run(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, soft[1]))  # the card is longer
+    try:
+        with pytest.raises(ArtifactError, match=r"cannot write to `.*`: File too large"):
+            make_bundle(folder, target=Target.ANDROID, out=tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+    assert not list(tmp_path.glob("out*"))
+    assert not list(tmp_path.glob(".partial-*"))
+
+
 def test_an_unfinished_run_is_refused(release_run, tmp_path):
     folder = release_run()
     shutil.rmtree(folder / "bench")
@@ -215,6 +243,16 @@ def test_a_bundle_is_replaced_only_by_force_and_other_folders_never(release_run,
         make_bundle(folder, target=Target.ANDROID, out=mine, force=True)
     assert {path.name for path in tmp_path.iterdir()} >= {"mine", "out", "out.tar.zst"}
     assert not list(tmp_path.glob(".partial-*"))
+
+
+@pytest.mark.parametrize("place", [".", "..", "/"])
+def test_a_folder_of_other_files_is_never_taken(release_run, tmp_path, monkeypatch, place):
+    folder = release_run()
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    for force in (False, True):
+        with pytest.raises(ArtifactError, match=r"is there already|is no bundle"):
+            make_bundle(folder, target=Target.ANDROID, out=Path(place), force=force)
 
 
 def test_a_name_of_no_file_is_answered_with_the_nearest(release_run, tmp_path):
