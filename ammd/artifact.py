@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,14 @@ MANIFEST_NAME = "manifest.json"
 MANIFEST_SCHEMA = "ammd.manifest/1"
 FAILED_PARTS = "failed_parts"
 """Key under which a stage's results list what of it failed: the stage is then shown, and made anew by the next run."""
+_TYPES: Mapping[str, tuple[type, ...]] = {  # by what the records' fields are annotated with
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "Mapping": (dict,),
+    "tuple": (tuple,),
+}
 _PARTIAL_PREFIX = ".partial-"
 _OLD_SUFFIX = "-old"
 
@@ -262,7 +270,7 @@ def is_published(folder: Path) -> bool:
     """Tell whether a manifest of ours lies in `folder`; other programs have files of that name, too."""
     try:
         document = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(document, dict) and document.get("schema") == MANIFEST_SCHEMA
 
@@ -289,8 +297,10 @@ def read_manifest(folder: Path) -> Manifest:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise ArtifactError(f"no manifest at `{path}`", path=str(path)) from exc
-    except (UnicodeDecodeError, json.JSONDecodeError) as exc:
+    except (ValueError, RecursionError) as exc:
         raise ArtifactError(f"manifest `{path}` is not JSON", path=str(path)) from exc
+    except OSError as exc:
+        raise ArtifactError(f"cannot read `{path}`: {exc.strerror}", path=str(path)) from exc
     found = document.get("schema") if isinstance(document, dict) else None
     if found != MANIFEST_SCHEMA:
         raise ArtifactError(
@@ -299,9 +309,21 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         records = tuple(FileRecord(**record) for record in document.pop("files"))
-        return Manifest(files=records, **document)
+        manifest = Manifest(files=records, **document)
     except (KeyError, TypeError) as exc:
         raise ArtifactError(f"manifest `{path}` lacks or adds a field: {exc}", path=str(path)) from exc
+    if wrong := [*_wrong_types(manifest), *(name for record in records for name in _wrong_types(record))]:
+        raise ArtifactError(f"manifest `{path}` has a `{wrong[0]}` of a wrong type", path=str(path))
+    return manifest
+
+
+def _wrong_types(record: Manifest | FileRecord) -> Iterator[str]:
+    """Yield the fields of a record that was read whose values are not of their types."""
+    for one in fields(record):
+        value, expected = getattr(record, one.name), _TYPES[str(one.type).partition("[")[0]]
+        is_text = not isinstance(value, str) or value == value.encode("utf-8", "ignore").decode()
+        if not isinstance(value, expected) or isinstance(value, bool) or not is_text:
+            yield one.name
 
 
 def link_or_copy(source: str, target: str) -> None:
@@ -320,9 +342,12 @@ def check_files(folder: Path, records: tuple[FileRecord, ...]) -> None:
     """
     for record in records:
         path = folder / check_relative(record.path)
-        if not path.is_file():
+        try:
+            size = path.stat().st_size if path.is_file() else None
+        except OSError as exc:  # as of a name that is too long
+            raise ArtifactError(f"cannot read `{path}`: {exc.strerror}", path=str(path)) from exc
+        if size is None:
             raise ArtifactError(f"`{path}` is missing", path=str(path))
-        size = path.stat().st_size
         if size != record.bytes:
             raise ArtifactError(
                 f"`{path}` has {size} bytes, its manifest says {record.bytes}",
@@ -338,6 +363,14 @@ def check_files(folder: Path, records: tuple[FileRecord, ...]) -> None:
                 expected=record.sha256,
                 found=digest,
             )
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether a file or folder is there; one with a name that none can have is not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def check_relative(name: str) -> str:

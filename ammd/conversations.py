@@ -10,7 +10,7 @@ One JSON object a line, in one of three forms:
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,8 +80,8 @@ def _parse(line: str, path: Path, number: int) -> Conversation:
     where = f"`{path}` line {number}"
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as exc:
-        raise DataError(f"{where} is not JSON: {exc.msg}", line=number) from exc
+    except (ValueError, RecursionError) as exc:
+        raise DataError(f"{where} is not JSON: {getattr(exc, 'msg', exc)}", line=number) from exc
     if not isinstance(row, dict):
         raise DataError(f"{where} is not a JSON object", line=number)
     if "messages" in row:
@@ -92,6 +92,7 @@ def _parse(line: str, path: Path, number: int) -> Conversation:
     if response is not None and not isinstance(response, str):
         raise DataError(f"{where} has a `response` that is not text", line=number)
     _check_not_empty(response, where, number)
+    _check_unicode((prompt, response or ""), where, number)
     return Conversation(messages=({"role": "user", "content": prompt},), response=response, line=number)
 
 
@@ -104,6 +105,7 @@ def _from_messages(messages: object, where: str, number: int) -> Conversation:
     )
     if not ok or not isinstance(messages, list) or not messages:
         raise DataError(f"{where}: `messages` is not a list of role and content", line=number)
+    _check_unicode([text for message in messages for text in message.values()], where, number)
     response = None
     if messages[-1]["role"] == "assistant":
         response = messages[-1]["content"]
@@ -113,6 +115,13 @@ def _from_messages(messages: object, where: str, number: int) -> Conversation:
         raise DataError(f"{where}: `messages` has no user message to answer", line=number)
     kept = tuple({"role": message["role"], "content": message["content"]} for message in messages)
     return Conversation(messages=kept, response=response, line=number)
+
+
+def _check_unicode(texts: Iterable[object], where: str, number: int) -> None:
+    """Refuse halves of characters, which JSON can write and no tokenizer reads."""
+    for text in texts:
+        if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
+            raise DataError(f"{where} holds half of a character (a lone surrogate)", line=number)
 
 
 def _check_not_empty(response: str | None, where: str, number: int) -> None:

@@ -46,8 +46,17 @@ def _read_header(path: Path) -> dict[str, Any]:
                 raise ArtifactError(f"`{path}` is damaged: its header claims {length} bytes", path=str(path))
             header: dict[str, Any] = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as exc:
+        end = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+    except (
+        OSError,
+        struct.error,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as exc:
         raise ArtifactError(f"`{path}` is damaged: no safetensors header", path=str(path)) from exc
     if path.stat().st_size != end:
         raise ArtifactError(

@@ -81,5 +81,5 @@ def read_examples(path: Path) -> list[Example]:
             )
             for row in rows
         ]
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
         raise DataError(f"`{path}` is not a file of examples: {exc}", path=str(path)) from exc

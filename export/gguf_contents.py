@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ammd.errors import ExportError
+from ammd.errors import ArtifactError, ExportError
 from ammd.gguf_reader import open_gguf
 
 
@@ -88,7 +88,7 @@ def _tensors(path: Path) -> list[Any]:
 
     try:
         tensors = list(open_gguf(path).tensors)
-    except (OSError, ValueError, IndexError, KeyError) as exc:
+    except ArtifactError as exc:
         raise ExportError(f"`{path}` cannot be read as GGUF: {exc}", path=str(path)) from exc
     if not tensors:
         raise ExportError(f"`{path}` holds no tensors", path=str(path))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ammd.errors import ExportError
-from ammd.gguf_reader import open_gguf
+from ammd.errors import ArtifactError, ExportError
+from ammd.gguf_reader import GGUF_DAMAGES, open_gguf
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,5 +89,5 @@ def read_imatrix(path: Path) -> Imatrix:
             chunk_tokens=int(values["imatrix.chunk_size"]),
             chunks=int(values["imatrix.chunk_count"]),
         )
-    except (OSError, ValueError, IndexError, KeyError, TypeError) as exc:
+    except (ArtifactError, *GGUF_DAMAGES) as exc:
         raise ExportError(f"`{path}` is not an importance matrix: {exc}", path=str(path)) from exc

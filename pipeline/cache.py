@@ -233,7 +233,7 @@ def _peek_key(folder: Path) -> str | None:
     """Return the key that a stage's manifest claims, without checking files."""
     try:
         document = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     key = document.get("key") if isinstance(document, dict) else None
     return key if isinstance(key, str) else None

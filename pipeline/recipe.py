@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError
 
+from ammd.artifact import is_there
 from ammd.distill.settings import DistillSettings, PrepareSettings
 from ammd.errors import RecipeError
 from ammd.export.schemes import STANDARD_SCHEMES
@@ -172,6 +173,10 @@ def _hand_down_seed(document: dict[str, Any]) -> None:
             table.setdefault("seed", seed)
 
 
+def _is_file(path: Path) -> bool:
+    return is_there(path) and path.is_file()
+
+
 def _find_missing_files(document: dict[str, Any]) -> list[Fault]:
     from ammd.distill.source import check_source
 
@@ -187,11 +192,11 @@ def _find_missing_files(document: dict[str, Any]) -> list[Fault]:
             faults.append(Fault(path=path, value=value, text=str(exc)))
     for path in DATA_FILES:
         value = get_value(document, path)
-        if isinstance(value, str) and not data_file(value, path).is_file():
+        if isinstance(value, str) and not _is_file(data_file(value, path)):
             faults.append(Fault(path=path, value=value, text="there is no such file"))
     for path in TEXTS:
         texts = get_value(document, path)
         for text in texts if isinstance(texts, list) else ():
-            if isinstance(text, str) and not Path(text).is_file():
+            if isinstance(text, str) and not _is_file(Path(text)):
                 faults.append(Fault(path=path, value=text, text="there is no such file"))
     return faults

@@ -54,7 +54,7 @@ def read_draft(path: Path | None, changes: Changes) -> Draft:
     label, text, folder = _read_text(path)
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:
         raise RecipeError(f"`{label}` is not TOML: {exc}", path=label) from exc
     _resolve_paths(document, folder)
     changed, faults = apply_changes(document, changes)
@@ -156,4 +156,7 @@ def _resolve(value: Any, path: tuple[str, ...], folder: Path) -> Any:
         return {**value, key: _resolve(value[key], tuple(below), folder)}
     if not isinstance(value, str) or not value or value.startswith(("hub:", "pypi:", BUILTIN)):
         return value
-    return str((folder / Path(value).expanduser()).resolve())
+    try:
+        return str((folder / Path(value).expanduser()).resolve())
+    except (OSError, ValueError, RuntimeError):  # no path at all, which the look for the file says
+        return value

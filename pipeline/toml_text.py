@@ -30,7 +30,7 @@ def parse_value(text: str) -> Any:
     """Return `text` read as a TOML value; text that is none stands for itself, so strings may go bare."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         return text
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ammd.artifact import whole_record
+from ammd.errors import ArtifactError
 from ammd.gguf_reader import open_gguf
 
 from .artifact_ref import EngineKind, detect_kind
@@ -33,12 +34,7 @@ def describe_file(path: Path) -> dict[str, Any]:
 def _weights(path: Path) -> dict[str, int | None]:
     try:
         tensors = open_gguf(path).tensors if path.is_file() else []
-    except (
-        OSError,
-        ValueError,
-        IndexError,
-        KeyError,
-    ):  # its engine could read it, and that is what was asked
+    except ArtifactError:  # its engine could read it, and that is what was asked
         tensors = []
     return {
         "weight_bytes": sum(int(tensor.n_bytes) for tensor in tensors) or None,

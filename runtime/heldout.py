@@ -63,8 +63,10 @@ def _parse(line: str, *, where: str) -> HeldOut:
             response_ids=tuple(map(int, record["response_ids"])),
             reference=record.get("reference"),
         )
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as exc:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as exc:
         raise ArtifactError(f"`{where}` is no held-out prompt: {type(exc).__name__} {exc}") from exc
+    if not all(isinstance(text, str) for text in (row.prompt, row.response, row.reference or "")):
+        raise ArtifactError(f"`{where}` is no held-out prompt: a text is none")
     if not row.prompt_ids or not row.response_ids:
         raise ArtifactError(f"`{where}` has an empty prompt or response")
     return row

@@ -12,7 +12,7 @@ from typing import Any
 
 from ammd.artifact import whole_record
 from ammd.errors import ArtifactError
-from ammd.gguf_reader import open_gguf
+from ammd.gguf_reader import GGUF_DAMAGES, open_gguf
 from ammd.safetensors_header import is_head_tied, read_headers
 
 from .artifact_ref import EngineKind, detect_kind
@@ -74,7 +74,7 @@ def _gguf_facts(path: Path) -> dict[str, Any]:
             "context_tokens": int(context.contents()) if context else None,
             "tied_head": "output.weight" not in tensors,
         }
-    except (OSError, ValueError, IndexError, KeyError) as exc:
+    except GGUF_DAMAGES as exc:
         raise ArtifactError(
             f"`{path}` is damaged or no language model in GGUF: {exc}",
             hint="fetch or export it again",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ammd.errors import ArtifactError, EngineError
-from ammd.gguf_reader import open_gguf
+from ammd.gguf_reader import GGUF_DAMAGES, open_gguf
 
 from .architecture import EXPERTS, read_architecture, used_experts
 from .artifact_ref import EngineKind, detect_kind
@@ -67,7 +67,7 @@ def traffic_of(path: Path) -> Traffic:
         counts = _of_gguf(path) if kind is EngineKind.LLAMA_CPP else _of_onnx(read_onnx_folder(path))
         if not reads.weight_bytes_per_token or not keys:
             raise ValueError("no weights, or no cache of a known shape")
-    except (OSError, ValueError, IndexError, KeyError) as exc:
+    except GGUF_DAMAGES as exc:
         raise ArtifactError(f"`{path}` does not say what it holds: {exc}", path=str(path)) from exc
     return Traffic(
         weight_bytes_per_token=reads.weight_bytes_per_token, kv_bytes_per_token=round(keys), **counts
