@@ -12,12 +12,23 @@ from typing import TYPE_CHECKING
 from . import errors
 
 __version__ = "0.1.0"
-__all__ = ["bench", "bundle", "errors", "evaluate", "export_checkpoint", "run", "verify", "verify_bundle"]
+__all__ = [
+    "bench",
+    "bundle",
+    "compare",
+    "errors",
+    "evaluate",
+    "export_checkpoint",
+    "run",
+    "verify",
+    "verify_bundle",
+]
 
 if TYPE_CHECKING:
     from ammd.pipeline.api import (
         bench,
         bundle,
+        compare,
         evaluate,
         export_checkpoint,
         run,

@@ -8,7 +8,7 @@ own, so nothing heavy is loaded into the script and no `if __name__ == "__main__
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,8 @@ from .bench_files import MAX_REGRESSION, bench_files
 from .bundle import make_bundle
 from .bundle_choice import Target
 from .bundle_verify import verify_bundle as check_bundle
+from .compare import SAMPLES
+from .compare_named import compare_named
 from .recipe import load_section
 from .recipe_document import BUILTIN, Changes, data_file
 from .run import run_recipe
@@ -258,6 +260,62 @@ def bench(
     with _carrying(judged.document):
         judged.check()
     return judged.document
+
+
+def compare(
+    first: AnyPath,
+    second: AnyPath | None = None,
+    *,
+    gate: bool = False,
+    limits: Mapping[str, float | str] | None = None,
+    templates: Sequence[str] = (),
+    quality_only: bool = False,
+    samples: int = SAMPLES,
+    runs_dir: AnyPath = "runs",
+) -> Document:
+    """Say whether a run or model is better than another, on the same prompts.
+
+    Args:
+        first: The baseline: a run's folder, NAME/ID, the beginning of an ID, a name that stands for a run; or one
+            model of it, as RUN:student.
+        second: What is judged, named alike; None for the run that was finished last.
+        gate: Raise where the second is worse.
+        limits: How much worse a number may become, in its own unit or as `"5%"` of the baseline's; None takes the
+            defaults.
+        templates: Packaged names or files of test templates, whose prompts both answer instead.
+        quality_only: Leave out speed and memory.
+        samples: Answers side by side, a model.
+        runs_dir: Folder of all runs.
+
+    Returns:
+        `ammd.compare/1`, with what moved under `changes`.
+
+    Raises:
+        RecipeError: A limit or template is wrong.
+        ArtifactError: A run or model is not there.
+        NotComparableError: The prompts or the teacher's texts to them differ; with `gate`, also where speed cannot be
+            compared, and then `error.facts["document"]` has all.
+        BudgetExceededError: With `gate`: a number has become worse; `error.facts["document"]` has all.
+
+    Example:
+        student, quantized = f"{summary['path']}:student", f"{summary['path']}:{summary['artifacts'][0]['name']}"
+        compared = ammd.compare(student, quantized, limits={"rouge_l": 0.02}, quality_only=True)
+        print([(row["metric"], row["change"], row["verdict"]) for row in compared["changes"]])
+    """
+    found = compare_named(
+        str(first),
+        None if second is None else str(second),
+        runs_dir=Path(runs_dir),
+        limits=[f"{metric}={value}" for metric, value in (limits or {}).items()],
+        templates=templates,
+        quality_only=quality_only,
+        samples=samples,
+    )
+    document = found.as_json()
+    if gate:
+        with _carrying(document):
+            found.check()
+    return document
 
 
 def bundle(

@@ -143,3 +143,18 @@ def test_functions_are_loaded_without_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_compare_is_the_command_and_a_gate_raises_with_the_document(
+    build_run, bench_document, tmp_path, ammd
+):
+    runs = tmp_path / "runs"
+    build_run(runs, "aaaa", bench_document(), rouge=0.5)
+    build_run(runs, "bbbb", bench_document(), rouge=0.3)
+    printed = json.loads(ammd("compare", "aaaa", "bbbb", "--runs-dir", runs, "--json")[1])
+    assert package.compare("aaaa", "bbbb", runs_dir=runs) == printed
+    with pytest.raises(BudgetExceededError, match="rouge_l") as caught:
+        package.compare(runs / "mine" / "aaaa", "bbbb", runs_dir=runs, gate=True)
+    assert caught.value.facts["document"] == printed
+    allowed = package.compare("aaaa", "bbbb", runs_dir=runs, gate=True, limits={"rouge_l": 0.3})
+    assert {row["limit"] for row in allowed["changes"] if row["metric"] == "rouge_l"} == {"0.3"}
