@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ammd.artifact import MANIFEST_NAME
+from ammd.durable import write_text
 from ammd.errors import ArtifactError
 
 from .answer_diff import TEACHER, beside_teacher
@@ -58,10 +59,8 @@ def report_runs(folders: Sequence[Path], *, out: Path) -> dict[str, Any]:
     """
     _check_ours(out)
     runs = sorted((_read_run(folder, out=out) for folder in folders), key=lambda run: run.made)
-    temporary = out.with_name(f"{out.name}.tmp")
     try:
-        temporary.write_text(render_runs(runs), encoding="utf-8")
-        temporary.replace(out)
+        write_text(out, render_runs(runs))
     except OSError as exc:
         raise ArtifactError(f"cannot write `{out}`: {exc.strerror}", path=str(out)) from exc
     return {
