@@ -24,14 +24,18 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 @contextmanager
-def converter_view(checkpoint: Path) -> Iterator[Path]:
+def converter_view(checkpoint: Path, tokenizer: Mapping[str, Any]) -> Iterator[Path]:
     """Give the folder to convert: the checkpoint itself where nothing has to be added.
 
+    Args:
+        checkpoint: The folder.
+        tokenizer: Its `tokenizer.json`.
+
     Raises:
-        ArtifactError: Its tokenizer files are missing or damaged.
+        ArtifactError: Its other tokenizer files are missing or damaged.
         ExportError: Its SentencePiece tokenizer cannot be said in a GGUF.
     """
-    added = _added_files(checkpoint)
+    added = _added_files(checkpoint, tokenizer)
     if not added:
         yield checkpoint
         return
@@ -46,8 +50,8 @@ def converter_view(checkpoint: Path) -> Iterator[Path]:
         yield view
 
 
-def _added_files(checkpoint: Path) -> dict[str, bytes]:
-    document, settings = read_json(checkpoint / "tokenizer.json"), read_json(checkpoint / _SETTINGS)
+def _added_files(checkpoint: Path, document: Mapping[str, Any]) -> dict[str, bytes]:
+    settings = read_json(checkpoint / _SETTINGS)
     if not is_sentencepiece(document):
         is_phi = "Phi3ForCausalLM" in read_json(checkpoint / "config.json").get("architectures", [])
         return {_SETTINGS: _bytes({**settings, "tokenizer_class": "GPT2Tokenizer"})} if is_phi else {}

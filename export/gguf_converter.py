@@ -1,9 +1,9 @@
-"""The child process that runs llama.cpp's own converter: `python -m ammd.export.gguf_converter TREE METADATA ...`.
+"""The child process that runs llama.cpp's own converter: `python -m ammd.export.gguf_converter TREE REQUEST ...`.
 
 It differs from calling the script in three points: where the converter does not know a tokenizer's hash, the
 rule in `tokenizer.json` is asked (`ammd.pre_tokenizer`), and if that is unknown too, the converter stops as ever;
 that no BOS is added is written also where the tokenizer says so only by saying nothing; and the file says of
-itself what METADATA has, a JSON object of texts, instead of what the converter guesses from a folder's name.
+itself what the request's `metadata` has, a JSON object of texts, not what the converter guesses from a folder's name.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from .file_metadata import BASE_MODEL_PREFIX
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the converter of the tree `arguments[0]` with the metadata `arguments[1]` and the other arguments."""
+    """Run the converter of the tree `arguments[0]` with the request `arguments[1]` and the other arguments."""
     tree = Path(arguments[0])
     os.environ.pop("NO_LOCAL_GGUF", None)  # the converter goes with the gguf-py of its own tree
     sys.path[:0] = [str(tree), str(tree / "gguf-py")]
     _name_unknown_hashes(importlib.import_module("conversion.base").TextModel)
-    _say_that_no_bos_is_added(importlib.import_module("gguf.vocab").SpecialVocab)
-    _state_metadata(importlib.import_module("gguf.metadata").Metadata, json.loads(arguments[1]))
+    request = json.loads(arguments[1])
+    if not request["adds_bos"]:
+        _say_that_no_bos_is_added(importlib.import_module("gguf.vocab").SpecialVocab)
+    _state_metadata(importlib.import_module("gguf.metadata").Metadata, request["metadata"])
     sys.argv = [str(tree / CONVERTER), *arguments[2:]]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
@@ -73,19 +75,19 @@ def _state_metadata(metadata: Any, stated: Mapping[str, str]) -> None:
 
 
 def _say_that_no_bos_is_added(special_vocab: Any) -> None:
-    """Where nothing in the tokenizer adds a BOS, write so: unsaid, llama.cpp adds one for some kinds (`llama-bpe`)."""
+    """Write so where nothing is said: unsaid, llama.cpp adds one for some kinds (`llama-bpe`)."""
     load = special_vocab.__init__
 
-    def load_and_say(self: Any, path: Any, *arguments: Any, **options: Any) -> None:
-        load(self, path, *arguments, **options)
-        tokenizer, settings = Path(path) / "tokenizer.json", Path(path) / "tokenizer_config.json"
-        if "bos" in self.add_special_token or not tokenizer.is_file():
-            return
-        adds = settings.is_file() and read_json(settings).get("add_bos_token")
-        if not adds and not _adds_tokens(read_json(tokenizer).get("post_processor")):
-            self.add_special_token["bos"] = False
+    def load_and_say(self: Any, *arguments: Any, **options: Any) -> None:
+        load(self, *arguments, **options)
+        self.add_special_token.setdefault("bos", False)
 
     special_vocab.__init__ = load_and_say
+
+
+def adds_bos(tokenizer: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Tell whether a `tokenizer.json`, or the `tokenizer_config.json` beside it, has anything that adds a BOS."""
+    return bool(settings.get("add_bos_token")) or _adds_tokens(tokenizer.get("post_processor"))
 
 
 def _adds_tokens(processor: Mapping[str, Any] | None) -> bool:

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ammd.errors import ExportError
 from ammd.llama_source import source_tree
+from ammd.machine import available_cores
 
 from .captured import run_module
 from .checkpoint_facts import read_json
 from .converter_view import converter_view
 from .gguf_contents import read_matrices
+from .gguf_converter import adds_bos
 from .mapped_files import released_mappings
 from .misread import check_gguf
 from .swallowed_space import name_in_file
@@ -53,13 +56,18 @@ def write_gguf(
         ExportError: The converter does not know the architecture or tokenizer, or a weight does not fit F16.
     """
     check_gguf(checkpoint, read_json(checkpoint / "config.json"))
-    name = name_in_file(name, read_json(checkpoint / "tokenizer.json"))
+    tokenizer = read_json(checkpoint / "tokenizer.json")  # some megabytes, so once
+    name = name_in_file(name, tokenizer)
     tree = source_tree(suffix=".py")
     options = ["--outtype", type_name, "--outfile", str(target), "--model-name", name]
-    with converter_view(checkpoint) as view:
+    request = {
+        "metadata": dict(metadata or {}),
+        "adds_bos": adds_bos(tokenizer, read_json(checkpoint / "tokenizer_config.json")),
+    }
+    with converter_view(checkpoint, tokenizer) as view:
         run_module(
             "ammd.export.gguf_converter",
-            [str(tree), json.dumps(dict(metadata or {})), str(view), *options],
+            [str(tree), json.dumps(request), str(view), *options],
             task=f"convert `{checkpoint}` to GGUF",
         )
     _check_finite(target)
@@ -67,9 +75,12 @@ def write_gguf(
 
 def _check_finite(path: Path) -> None:
     """Refuse weights beyond 65504: bfloat16 holds them, F16 turns them into infinity without a word."""
-    with released_mappings():
-        for tensor in read_matrices(path):
-            if tensor.data.dtype.kind == "f" and not _is_finite(tensor.data):
+    tensors = [tensor for tensor in read_matrices(path) if tensor.data.dtype.kind == "f"]
+    with released_mappings(), ThreadPoolExecutor(available_cores()) as pool:
+        for tensor, is_finite in zip(
+            tensors, pool.map(lambda one: _is_finite(one.data), tensors), strict=True
+        ):
+            if not is_finite:
                 raise ExportError(
                     f"tensor `{tensor.name}` holds a weight that F16 cannot (beyond 65504, or not a number)",
                     hint="such weights mean that training diverged; export an earlier checkpoint",

@@ -11,6 +11,7 @@ import pytest
 import sentencepiece
 
 from ammd.errors import ExportError
+from ammd.export.checkpoint_facts import read_json
 from ammd.export.converter_view import converter_view
 from ammd.export.sentencepiece_model import adds_space, is_sentencepiece, write_model
 from ammd.runtime.reference import PROBE_TEXTS
@@ -73,7 +74,7 @@ def test_a_space_in_front_of_the_first_piece_alone_is_refused() -> None:
 
 def test_byte_level_tokenizers_are_others(tiny_checkpoint: Path) -> None:
     assert not is_sentencepiece(json.loads((tiny_checkpoint / "tokenizer.json").read_text()))
-    with converter_view(tiny_checkpoint) as view:
+    with converter_view(tiny_checkpoint, read_json(tiny_checkpoint / "tokenizer.json")) as view:
         assert view == tiny_checkpoint
 
 
@@ -85,7 +86,7 @@ def test_the_converters_folder_has_what_transformers_5_leaves_out(
     for path in checkpoint.iterdir():
         if path.name != "tokenizer.model":
             (bare / path.name).symlink_to(path)
-    with converter_view(bare) as view:
+    with converter_view(bare, read_json(bare / "tokenizer.json")) as view:
         assert view.name == "bare"
         assert (view / "tokenizer.model").is_file()
         assert (view / "model.safetensors").samefile(checkpoint / "model.safetensors")
