@@ -143,6 +143,7 @@ def _quality(summary: Mapping[str, Any]) -> dict[str, Any]:
     student: Mapping[str, Any] = next((row["quality"] for row in judged if row["name"] == "student"), {})
     return {
         "judged": judged,
+        "judged_names": [row["name"] for row in judged],
         "judged_prompts": " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "few",
         "looping": student.get("looping_share"),
     }

@@ -75,6 +75,14 @@ def _card(summary):
     return render_card(summary, model_context_tokens=512)
 
 
+def test_models_are_explained_that_are_in_the_table(summary):
+    assert "student-pruned" not in _card(summary)
+    summary["models"] = [{"name": "student-pruned", "quality": {"prompts": 8}}]
+    card = _card(summary)
+    assert "said before. `student-pruned` is the student before training.\n\n| model |" in card
+    assert "student-warm" not in card
+
+
 def _blocks(card):
     """Return the card's code by language."""
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", card, flags=re.MULTILINE | re.DOTALL)
