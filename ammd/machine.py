@@ -135,13 +135,13 @@ def total_memory_bytes() -> int:
 
 def peak_rss_bytes() -> int:
     """Return this process's peak resident memory so far, file-mapped pages included."""
-    import resource
-    import sys
-
     # Linux's getrusage carries the parent's peak across fork and exec; VmHWM is the process's own.
     own = status_bytes("VmHWM")
     if own is not None:
         return own
+    import resource
+    import sys
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

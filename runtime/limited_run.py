@@ -111,14 +111,14 @@ def measure_cold(request: Mapping[str, Any]) -> dict[str, Any]:
     """
     path, clock = Path(request["path"]), time.perf_counter
     drop_from_cache(path)  # what is read from the disk afterwards tells whether it was
-    (_, before), started = storage_counts(), clock()
+    before, started = storage_counts(), clock()
     with open_engine(
         path,
         threads=request["threads"],
         context_tokens=request["context_tokens"],
         kind=asked_kind(request),
     ) as engine:
-        load_s, (_, after) = clock() - started, storage_counts()
+        load_s, after = clock() - started, storage_counts()
         one = time_pass(
             engine,
             prompt_text(engine, tokens=request["prompt_tokens"]),
@@ -129,7 +129,7 @@ def measure_cold(request: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "engine": engine.name,
             "load_s": load_s,
-            "read_from_disk_bytes": after - before,
+            "read_from_disk_bytes": after[1] - before[1] if before and after else None,
             "ttft_s": one.ttft_s,
             "prefill_tokens_per_s": request["prompt_tokens"] / one.prefill_s,
             "decode_tokens_per_s": len(one.token_s) / sum(one.token_s),

@@ -22,14 +22,15 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         `load_s`; `first_token_s`, from the beginning of the opening to the first token after the prompt;
-        `resident_share` of the files before it; `major_faults` and `read_bytes` from storage until then.
+        `resident_share` of the files before it; `major_faults` and `read_bytes` from storage until then. None where the
+        system does not tell.
 
     Raises:
         EngineError: The model cannot be loaded or run.
     """
     path = Path(request["path"])
     share = resident_share(path)
-    faults, read = storage_counts()
+    before = storage_counts()
     started = time.perf_counter()
     with open_engine(
         path,
@@ -42,11 +43,11 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         token_ids = engine.tokenize(prompt_text(engine, tokens=request["prompt_tokens"]))
         engine.prefill(token_ids[: request["prompt_tokens"]]).argmax()
         first_token_s = time.perf_counter() - started
-        faults_after, read_after = storage_counts()
+        after = storage_counts()
     return {
         "load_s": load_s,
         "first_token_s": first_token_s,
         "resident_share": share,
-        "major_faults": faults_after - faults,
-        "read_bytes": read_after - read,
+        "major_faults": after[0] - before[0] if before and after else None,
+        "read_bytes": after[1] - before[1] if before and after else None,
     }

@@ -63,6 +63,11 @@ def _summary(openings: Sequence[Mapping[str, Any]], kind: str, *, times: bool) -
         f"load_{kind}_s": seconds["load_s"],
         f"first_token_{kind}_s": seconds["first_token_s"],
         f"load_{kind}_resident_share": weakest,
-        f"load_{kind}_major_faults": statistics.median_low(one["major_faults"] for one in openings),
-        f"load_{kind}_read_bytes": statistics.median_low(one["read_bytes"] for one in openings),
+        f"load_{kind}_major_faults": _typical([one["major_faults"] for one in openings]),
+        f"load_{kind}_read_bytes": _typical([one["read_bytes"] for one in openings]),
     }
+
+
+def _typical(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return statistics.median_low(known) if known else None

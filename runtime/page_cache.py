@@ -82,9 +82,11 @@ def resident_share(path: Path) -> float | None:
     return resident / total if total else None
 
 
-def storage_counts() -> tuple[int, int]:
-    """Return major faults of this process, and bytes that were read from storage for it."""
-    import resource
-
+def storage_counts() -> tuple[int, int] | None:
+    """Return major faults of this process, and bytes that were read from storage for it; None where nobody counts."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_majflt, usage.ru_inblock * _SECTOR_BYTES

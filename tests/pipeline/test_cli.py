@@ -34,6 +34,20 @@ def test_help_imports_nothing_heavy(arguments):
     assert done.stdout
 
 
+@pytest.mark.parametrize("verb", ["run", "verify", "chat", "bench", "devices"])
+def test_commands_load_without_the_resource_module(verb):
+    code = (
+        "import sys; sys.modules['resource'] = None; sys.argv = ['ammd', *sys.argv[1:]]\n"
+        "import ammd.pipeline.launch, ammd.runtime.engine\n"
+        "from ammd.pipeline.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, verb, "--help"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_checking_a_recipe_imports_no_torch(recipe_path):
     code = (
         "import sys; from pathlib import Path; from ammd.pipeline.recipe import load_recipe\n"

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,3 +96,24 @@ def test_memory_is_unknown_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatc
     assert {name for name, value in split.items() if value is None} == set(memory_split.MEMORY_FIELDS) - {
         "peak_rss_bytes"
     }
+
+
+def test_without_the_systems_counters_a_model_opens_and_they_are_not_known(tiny_gguf: Path) -> None:
+    """Python on Windows has neither of the two modules."""
+    request = {"path": str(tiny_gguf), "threads": 1, "prompt_tokens": 8, "decode_tokens": 2}
+    code = (
+        "import json, sys; sys.modules |= {'resource': None, 'fcntl': None}\n"
+        "from ammd.runtime import bench_child, load_child\n"
+        "request = json.loads(sys.argv[1])\n"
+        "opened = load_child.measure(request)\n"
+        "measured = bench_child.measure(request | {'repetitions': 1, 'warmup': 0})\n"
+        "print(json.dumps([opened, measured['noise']]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(request)], capture_output=True, text=True, check=True
+    )
+    opened, noise = json.loads(done.stdout.splitlines()[-1])
+    assert (opened["major_faults"], opened["read_bytes"], noise["involuntary_switches"]) == (None, None, None)
+    assert opened["first_token_s"] > opened["load_s"] > 0
+    found = measure_loads(pairs=1, drop=lambda: True, open_once=lambda: opened)
+    assert found["load_cold_major_faults"] is None
