@@ -35,6 +35,12 @@ def available_cores() -> int:
     return max(1, cores if quota is None else min(cores, int(quota)))
 
 
+def available_cpus() -> list[int]:
+    """Return the ids of the cores that this process may be pinned to, as many as `available_cores`."""
+    cores = available_cores()
+    return sorted(os.sched_getaffinity(0))[:cores] if hasattr(os, "sched_getaffinity") else [*range(cores)]
+
+
 def physical_cores() -> int:
     """Return how many of the cores in the affinity mask share nothing: hyper-threads of one core count once."""
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)

@@ -7,7 +7,6 @@ own, so nothing heavy is loaded into the script and no `if __name__ == "__main__
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from ammd.export.settings import ExportSettings
 from ammd.runtime.settings import BenchSettings, EvaluateSettings, VerifySettings
 
 from .alone import check_recorded, export_to, find_in_run, measure, named, part_of_run
+from .any_path import AnyPath, as_path, as_paths
 from .bench_files import MAX_REGRESSION, bench_files
 from .bundle import make_bundle
 from .bundle_choice import Target
@@ -33,7 +33,6 @@ from .sweep import load_sweep
 from .sweep_document import check_sweep
 from .sweep_run import run_sweep
 
-AnyPath = str | os.PathLike[str]
 Document = dict[str, Any]
 
 
@@ -47,11 +46,12 @@ def run(
     memory: str | None = None,
     fail_fast: bool = False,
     sort: str | None = None,
+    ray: str | None = None,
 ) -> Document:
     """Make everything that a recipe describes: student, files, proofs, numbers, report.
 
     What an earlier run has made from the same settings and inputs is kept. A recipe that lists values where one belongs
-    is a sweep (docs/sweeps.md), which the last four arguments are for.
+    is a sweep (docs/sweeps.md), which the last five arguments are for.
 
     Args:
         recipe: A TOML file; None takes the packaged quickstart.
@@ -62,6 +62,7 @@ def run(
         memory: What they may take together, as `"12 GB"`; None takes what is free.
         fail_fast: End a sweep once one of its runs has failed.
         sort: `METRIC` of the student or `MODEL.METRIC`, the best run of a sweep first.
+        ray: Address of a Ray cluster whose nodes make a sweep's stages.
 
     Returns:
         `ammd.run/1`, which is `summary.json` in the folder that its `path` names; of a sweep `ammd.sweep/1`.
@@ -78,14 +79,14 @@ def run(
         for file in summary["artifacts"]:
             print(file["path"], file["bytes"], file["quality"]["rouge_l"], file["bench"]["decode_tokens_per_s"])
     """
-    sweep = load_sweep(_path(recipe), overrides=settings)
+    sweep = load_sweep(as_path(recipe), overrides=settings)
     where: dict[str, Any] = {"runs_dir": Path(runs_dir), "until": until}
     if not sweep.keys:
         summary = run_recipe(sweep.points[0].recipe, **where)
         with _carrying(summary):
             check_run(summary)
         return summary
-    document = run_sweep(sweep, **where, jobs=jobs, memory=memory, fail_fast=fail_fast, sort=sort)
+    document = run_sweep(sweep, **where, jobs=jobs, memory=memory, fail_fast=fail_fast, sort=sort, ray=ray)
     with _carrying(document):
         check_sweep(document)
     return document
@@ -120,7 +121,7 @@ def export_checkpoint(
         written = ammd.export_checkpoint(student, out="phone", settings={"schemes": ["gguf-q8_0"]})
         file = written["artifacts"][0]["path"]
     """
-    source, matrix = Path(checkpoint), _path(imatrix)
+    source, matrix = Path(checkpoint), as_path(imatrix)
     chosen = load_section(ExportSettings, settings, defaults={"imatrix": {}} if matrix else None)
     folder = Path(out) if out is not None else source.with_name(f"{source.name}-export")
     texts = None
@@ -163,10 +164,10 @@ def verify(
     path = Path(file)
     artifacts = named([path], engine=engine)
     check_recorded(path)
-    given = _path(against)
+    given = as_path(against)
     checkpoint = named([given])[0]["path"] if given else part_of_run(path, "distill/student")
     texts = (
-        _path(heldout)
+        as_path(heldout)
         or part_of_run(path, "prepare/heldout.jsonl")
         or data_file(BUILTIN, ("prepare", "heldout"))
     )
@@ -209,7 +210,7 @@ def evaluate(
         )
         print({name: numbers["rouge_l"] for name, numbers in judged["quality"].items()})
     """
-    paths = _paths(models)
+    paths = as_paths(models)
     inputs = {
         "models": named(paths, engine=engine),
         "teacher": str(teacher or find_in_run(paths[0], "prepare/teacher", option="--teacher")),
@@ -251,10 +252,10 @@ def bench(
         print([row["verdict"] for row in measured["gate"]["rows"]])
     """
     judged = bench_files(
-        _paths(files),
+        as_paths(files),
         settings=load_section(BenchSettings, settings),
         engine=engine,
-        baseline=_path(baseline),
+        baseline=as_path(baseline),
         max_regression=max_regression,
     )
     with _carrying(judged.document):
@@ -355,8 +356,8 @@ def bundle(
         find_run(str(run), runs_dir=Path(runs_dir)),
         target=Target(target),
         names=files,
-        out=_path(out),
-        key=_path(sign),
+        out=as_path(out),
+        key=as_path(sign),
         force=force,
     )
 
@@ -381,7 +382,7 @@ def verify_bundle(
         found = ammd.verify_bundle(packed["archive"], unpack="unpacked")
         print(found["files"], found["signature"])
     """
-    return check_bundle(Path(bundle), public_key=public_key, unpack_to=_path(unpack))
+    return check_bundle(Path(bundle), public_key=public_key, unpack_to=as_path(unpack))
 
 
 @contextmanager
@@ -392,11 +393,3 @@ def _carrying(document: Document) -> Iterator[None]:
     except AmmdError as exc:
         exc.facts["document"] = document
         raise
-
-
-def _path(path: AnyPath | None) -> Path | None:
-    return None if path is None else Path(path)
-
-
-def _paths(paths: AnyPath | Sequence[AnyPath]) -> list[Path]:
-    return [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]

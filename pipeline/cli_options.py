@@ -126,6 +126,12 @@ def set_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def sweep_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command what says how a sweep runs."""
     for option in (
+        click.option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Make a sweep's stages on the nodes of this Ray cluster, `auto` or HOST:PORT, with `--jobs` and "
+            "`--memory` for each; all see the runs folder and the data under one path.",
+        ),
         click.option("--fail-fast", is_flag=True, help="End a sweep once one of its runs has failed."),
         click.option(
             "--sort",

@@ -118,7 +118,6 @@ class OpenRun:
                 settings=todo.settings,
                 folder=staging,
                 log=self.folder / LOG_NAME,
-                share=place.share,
                 lock=self.lock,
             )
             self.watched.check(stage=name)

@@ -2,21 +2,21 @@
 
 `OpenRun.stage` asks a `Places` for a turn to look for a stage, which is hashing files, and for one to make it. One run
 by itself gets both at once. Runs of a sweep, each in a thread, share one `SharedPlaces`: no two make the same stage, a
-measurement has the machine to itself, and cores and memory are divided.
+measurement has its machine to itself, and each machine's cores and memory are divided.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from ammd.errors import AmmdError
-from ammd.machine import available_cores, check_free_disk
+from ammd.errors import AmmdError, EngineError
+from ammd.machine import check_free_disk
 
 from .launch import Outcome, run_in_child
 from .process_group import ProcessGroups, Share
@@ -28,8 +28,7 @@ from .stages import Stage
 class Place:
     """Where a stage is made."""
 
-    run: Callable[..., Outcome] = run_in_child
-    share: Share
+    run: Callable[..., Outcome]  # as `run_in_child`, with a share of its machine
     made_meanwhile: bool = False  # by another run of the sweep, after this one had looked
 
 
@@ -79,7 +78,11 @@ class WholeMachine:
         groups: ProcessGroups,
     ) -> AbstractContextManager[Place]:
         """Wait for nobody."""
-        return nullcontext(Place(share=Share(groups=groups)))
+        return nullcontext(Place(run=partial(run_in_child, share=Share(groups=groups))))
+
+
+class HostLostError(EngineError):
+    """A machine of the sweep is gone: the owner of the machine acts, the sweep goes on without it."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -90,43 +93,57 @@ class _Turn:
     is_alone: bool = False
 
 
-@dataclass(slots=True)
-class _State:
-    """Who waits and who works; guarded by the condition."""
+@dataclass(eq=False, slots=True, kw_only=True)
+class Host:
+    """A machine on which stages of a sweep are made."""
 
-    waiting: list[_Turn] = field(default_factory=list)
+    shares: list[tuple[int, ...]]  # ids of cores that are free, a share for each stage at once
+    memory_bytes: int
+    run: Callable[..., Outcome] = run_in_child
+    end: Callable[[], object] = lambda: None  # ends what runs there beside the process groups of the runs
+    is_here: bool = True  # this process computes on it as well
+    is_lost: bool = False
     working: list[_Turn] = field(default_factory=list)
-    made: set[str] = field(default_factory=set)
-    failed: dict[str, AmmdError] = field(default_factory=dict)
-    groups: list[ProcessGroups] = field(default_factory=list)
-    is_ended: bool = False
+
+    def may_begin(self, turn: _Turn) -> bool:
+        """Tell whether a turn fits beside those that are at work."""
+        if self.is_lost or any(other.is_alone for other in self.working):
+            return False
+        if turn.is_alone:
+            return not self.working
+        memory = sum(other.memory_bytes for other in self.working) + turn.memory_bytes
+        return not turn.is_stage or (bool(self.shares) and memory <= self.memory_bytes)
 
 
 class SharedPlaces:
-    """For the runs of a sweep on this machine.
+    """For the runs of a sweep.
 
-    Args:
-        jobs: Stages that are made at once.
-        memory_bytes: That they may take together, by estimate.
+    Attributes:
+        jobs: Stages that can be made at once.
+        changed: Notified whenever a turn begins or ends.
     """
 
-    def __init__(self, *, jobs: int, memory_bytes: int) -> None:
-        self.jobs = jobs
+    def __init__(self, hosts: Sequence[Host]) -> None:
+        self.jobs = sum(len(host.shares) for host in hosts)
         self.changed = threading.Condition()
-        self._memory_bytes = memory_bytes
-        self._free = [*_shares(jobs)]
-        self._state = _State()
+        self._hosts = hosts
+        self._waiting: list[_Turn] = []
+        self._busy: set[str] = set()  # keys
+        self._made: set[str] = set()
+        self._failed: dict[str, AmmdError] = {}
+        self._groups: list[ProcessGroups] = []
+        self._is_ended = False
 
     @property
     def waiting(self) -> int:
         """How many runs wait for a turn; the caller holds `changed`."""
-        return len(self._state.waiting)
+        return len(self._waiting)
 
     def enter(self) -> ProcessGroups:
         """Return a register whose processes end with the sweep."""
         groups = ProcessGroups()
         with self.changed:
-            self._state.groups.append(groups)
+            self._groups.append(groups)
         return groups
 
     def check_room(self, need: Need, folder: Path) -> None:
@@ -140,12 +157,14 @@ class SharedPlaces:
         Raises:
             DistillError: It does not.
         """
-        check_memory(need_bytes, self._memory_bytes, where="are the sweep's (`--memory`)")
+        largest = max(host.memory_bytes for host in self._hosts)
+        check_memory(need_bytes, largest, where="are the sweep's (`--memory`)")
 
     @contextmanager
     def looking(self, key: str) -> Iterator[None]:
-        """Wait while the same stage is made, or something is measured."""
-        with self._turn(_Turn(key=key)):
+        """Wait while the same stage is made, or something is measured here."""
+        hosts = [host for host in self._hosts if host.is_here] or [Host(shares=[], memory_bytes=0)]
+        with self._turn(_Turn(key=key), hosts):
             yield
 
     @contextmanager
@@ -157,84 +176,84 @@ class SharedPlaces:
             KeyboardInterrupt: The sweep ends.
         """
         turn = _Turn(key=key, memory_bytes=memory_bytes, is_stage=True, is_alone=stage.alone)
-        with self._turn(turn):
-            cpus = () if stage.alone else self._free.pop()
+        with self._turn(turn, self._hosts) as host:
+            cpus = () if stage.alone else host.shares.pop()
             share = Share(cpus=cpus, quiet=self.jobs > 1, groups=groups)
             try:
-                yield Place(run=self._run, share=share, made_meanwhile=key in self._state.made)
+                yield Place(run=partial(self._run, host=host, share=share), made_meanwhile=key in self._made)
+                self._made.add(key)
             except AmmdError as exc:
-                self._state.failed[key] = exc
+                self._failed[key] = exc
                 raise
-            else:
-                self._state.made.add(key)
             finally:
                 if not stage.alone:
-                    self._free.append(cpus)
+                    host.shares.append(cpus)
 
     def end(self, *, kill: bool = False) -> None:
         """End all stages that are being made, and every run at its next turn."""
         with self.changed:
-            self._state.is_ended = True
-            for groups in self._state.groups:
+            self._is_ended = True
+            for groups in self._groups:
                 groups.end(kill=kill)
+            for host in self._hosts:
+                host.end()
             self.changed.notify_all()
 
-    def _run(self, stage: Stage, **options: object) -> Outcome:
+    def _run(self, stage: Stage, *, host: Host, share: Share, **options: object) -> Outcome:
         """Make a stage; one that was ended with the sweep has not failed."""
         try:
-            return run_in_child(stage, **options)  # type: ignore[arg-type]
-        except AmmdError:
-            if self._state.is_ended:
-                raise KeyboardInterrupt from None
-            raise
+            return host.run(stage, share=share, **options)
+        except HostLostError as exc:
+            host.is_lost = True
+            failure: AmmdError = exc
+        except AmmdError as exc:
+            failure = exc
+        if self._is_ended:
+            raise KeyboardInterrupt
+        raise failure
 
     @contextmanager
-    def _turn(self, turn: _Turn) -> Iterator[None]:
-        state = self._state
+    def _turn(self, turn: _Turn, hosts: Sequence[Host]) -> Iterator[Host]:
+        """Wait until a host has room; those who wait behind one that nothing has room for are not held up."""
+        found: list[Host] = []
+
+        def has_come() -> bool:
+            found[:] = [host for host in hosts if host.may_begin(turn)] if turn.key not in self._busy else []
+            is_hopeless = turn.key in self._failed or all(host.is_lost for host in hosts)
+            return bool(found) or is_hopeless or self._is_ended
+
         with self.changed:
-            state.waiting.append(turn)
+            self._waiting.append(turn)
             self.changed.notify_all()
-            self.changed.wait_for(lambda: state.is_ended or self._next() is turn)
-            state.waiting.remove(turn)
-            if state.is_ended:
+            try:
+                self.changed.wait_for(has_come)
+            finally:
+                self._waiting.remove(turn)
+            if self._is_ended:
                 raise KeyboardInterrupt
-            if turn.key in state.failed:
-                self.changed.notify_all()
-                raise _again(state.failed[turn.key])
-            state.working.append(turn)
-            self.changed.notify_all()
+            if turn.key in self._failed:
+                raise _again(self._failed[turn.key])
+            if not found:
+                raise EngineError("no node of the sweep is left", hint="`ammd run` again goes on with it")
+            host = found[0]
+            host.working.append(turn)
+            self._busy.add(turn.key)
         try:
-            yield
+            yield host
         finally:
             with self.changed:
-                state.working.remove(turn)
+                host.working.remove(turn)
+                self._busy.discard(turn.key)
                 self.changed.notify_all()
 
-    def _next(self) -> _Turn | None:
-        """Return the first that waits and may begin; those behind one that may not are not held up."""
-        return next((turn for turn in self._state.waiting if self._may_begin(turn)), None)
 
-    def _may_begin(self, turn: _Turn) -> bool:
-        state = self._state
-        if turn.key in state.failed:
-            return True
-        if any(other.key == turn.key or other.is_alone for other in state.working):
-            return False
-        if turn.is_alone:
-            return not state.working
-        stages = [other for other in state.working if other.is_stage]
-        memory = sum(other.memory_bytes for other in stages) + turn.memory_bytes
-        return not turn.is_stage or (len(stages) < self.jobs and memory <= self._memory_bytes)
-
-
-def _shares(jobs: int) -> Iterator[tuple[int, ...]]:
-    """Yield the ids of each job's cores: the same number for all, so that no result hangs on which; all for one job."""
-    cores = available_cores()
-    cpus = sorted(os.sched_getaffinity(0))[:cores] if hasattr(os, "sched_getaffinity") else [*range(cores)]
+def divide(cpus: Sequence[int], jobs: int) -> list[tuple[int, ...]]:
+    """Return each job's cores, the same number for all, so that no result hangs on which; `()` is all, for one job."""
+    if jobs == 1:
+        return [()]
     each = max(1, len(cpus) // jobs)
-    for job in range(jobs):
-        start = job * each % len(cpus)
-        yield () if jobs == 1 else tuple(cpus[start : start + each])
+    starts = [job * each % len(cpus) for job in range(jobs)]
+    return [tuple(cpus[start : start + each]) for start in starts]
 
 
 def _again(error: AmmdError) -> AmmdError:

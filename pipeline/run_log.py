@@ -11,7 +11,7 @@ import contextlib
 import os
 import platform
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ def run_log(folder: Path, *, run: str, stages: Iterable[str], groups: ProcessGro
     log.end_line()
     log.write("run_started", schema=LOG_SCHEMA, run=run, stages=list(stages), process=describe_process())
     try:
-        with _sampled_memory(log, groups):
+        with sampled_memory(log, groups):
             yield log
     except BaseException as exc:
         log.write("run_ended", **_failure(exc))
@@ -117,12 +117,16 @@ def _ids_of() -> str:
 
 
 @contextmanager
-def _sampled_memory(log: EventLog, groups: ProcessGroups) -> Iterator[None]:
+def sampled_memory(log: EventLog, groups: ProcessGroups) -> Iterator[None]:
+    """Write the memory of a run's processes every two seconds while something is done."""
     ended = threading.Event()
 
     def sample() -> None:
         while not ended.wait(SAMPLE_S):
-            log.write("memory", rss_bytes=_rss_of(groups))
+            if running := groups.running:
+                log.write("memory", rss_bytes=_rss_of(running))
+            else:  # between stages, or they run on another machine
+                log.write("alive")
 
     thread = threading.Thread(target=sample, name="memory-samples", daemon=True)
     thread.start()
@@ -133,14 +137,14 @@ def _sampled_memory(log: EventLog, groups: ProcessGroups) -> Iterator[None]:
         thread.join()
 
 
-def _rss_of(groups: ProcessGroups) -> int:
-    """Return the resident memory of a run's processes and of all that they have started, in bytes."""
+def _rss_of(groups: Sequence[int]) -> int:
+    """Return the resident memory of some process groups and of all that they have started, in bytes."""
     import psutil
 
-    total, running = 0, groups.running
-    for child in psutil.Process().children(recursive=True) if running else ():
+    total = 0
+    for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error, ProcessLookupError):  # it has just ended
-            if os.getpgid(child.pid) in running:
+            if os.getpgid(child.pid) in groups:
                 total += child.memory_info().rss
     return total
 

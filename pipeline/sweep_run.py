@@ -10,16 +10,16 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from ammd.byte_size import parse_size
 from ammd.errors import AmmdError, RecipeError
-from ammd.machine import available_memory_bytes
+from ammd.machine import available_cpus, available_memory_bytes
 
 from .open_run import run_folder
-from .places import SharedPlaces
+from .places import Host, SharedPlaces, divide
 from .plan import counts_text, plan_sweep
 from .run import run_recipe
 from .run_checks import check_run
@@ -41,6 +41,7 @@ def run_sweep(
     memory: str | None = None,
     fail_fast: bool = False,
     sort: str | None = None,
+    ray: str | None = None,
     stages: Mapping[str, Stage] = STAGES,
 ) -> dict[str, Any]:
     """Make every run of a sweep and return their key numbers in one document.
@@ -49,25 +50,31 @@ def run_sweep(
         sweep: What to run.
         runs_dir: Folder of all runs.
         until: As for `run_recipe`.
-        jobs: Stages that are made at once, dividing the cores; None makes one after the other.
-        memory: What they may take together, as `12 GB`; None takes what is free.
+        jobs: Stages that are made at once on a machine, dividing its cores; None makes one after the other.
+        memory: What they may take together there, as `12 GB`; None takes what is free.
         fail_fast: End all runs once one has failed.
         sort: `METRIC` of the student or `MODEL.METRIC`, the best run first; None keeps the plan's order.
+        ray: Address of a Ray cluster that makes the stages, `auto` or `HOST:PORT`; None makes them here.
         stages: Where each stage's code is.
 
     Raises:
         RecipeError: `memory` is no size, or there is no metric of that name.
         DistillError: One stage by itself needs more memory.
+        EngineError: The cluster cannot be used.
         KeyboardInterrupt: Ctrl-C; all stages have ended by then, and what was made is kept.
     """
     order = parse_sort(sort) if sort else None
+    runs_dir = runs_dir.resolve()  # other machines have another current folder
     plan = plan_sweep(sweep, runs_dir=runs_dir, until=until, stages=stages)
-    places = SharedPlaces(jobs=jobs or 1, memory_bytes=_memory_bytes(memory))
-    places.check_memory(max(row["memory_bytes"] for row in plan["runs"]))
-    log.info("sweep of %d runs: %s", len(sweep.points), counts_text(plan))
-    began = time.monotonic()
-    threads = [_Job(point, places, runs_dir=runs_dir, until=until, stages=stages) for point in sweep.points]
-    with _lines_named_by_run():
+    hosts = _hosts(ray, jobs=jobs or 1, memory_bytes=_memory_bytes(memory), runs_dir=runs_dir)
+    with hosts as found, _lines_named_by_run():
+        places = SharedPlaces(found)
+        places.check_memory(max(row["memory_bytes"] for row in plan["runs"]))
+        log.info("sweep of %d runs: %s", len(sweep.points), counts_text(plan))
+        began = time.monotonic()
+        threads = [
+            _Job(point, places, runs_dir=runs_dir, until=until, stages=stages) for point in sweep.points
+        ]
         try:
             _begin_all(threads, places, fail_fast=fail_fast)
         except BaseException:
@@ -82,9 +89,21 @@ def run_sweep(
     )
 
 
-def _memory_bytes(text: str | None) -> int:
+def _hosts(
+    ray: str | None, *, jobs: int, memory_bytes: int | None, runs_dir: Path
+) -> AbstractContextManager[Sequence[Host]]:
+    """Return the machines that make the stages: this one, or the nodes of a cluster."""
+    if ray is None:
+        free = memory_bytes or available_memory_bytes()
+        return nullcontext([Host(shares=divide(available_cpus(), jobs), memory_bytes=free)])
+    from .ray_hosts import ray_hosts
+
+    return ray_hosts(ray, jobs=jobs, memory_bytes=memory_bytes, runs_dir=runs_dir)
+
+
+def _memory_bytes(text: str | None) -> int | None:
     if text is None:
-        return available_memory_bytes()
+        return None
     try:
         return parse_size(text)
     except ValueError as exc:

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -236,3 +237,16 @@ def _build_run(runs, run_id, bench, *, rouge=0.5, nll=1.0, size=1000, prompts=12
     }
     write_json(folder / "summary.json", summary)
     return folder
+
+
+@pytest.fixture
+def wait_for_lines():
+    """Wait until a file has so many lines, a minute or two at most."""
+
+    def wait_for_lines(path, lines):
+        deadline = time.monotonic() + 120
+        while not path.exists() or len(path.read_text(encoding="utf-8").splitlines()) < lines:
+            assert time.monotonic() < deadline, f"{path} did not get {lines} lines"
+            time.sleep(0.05)
+
+    return wait_for_lines

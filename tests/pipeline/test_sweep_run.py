@@ -3,12 +3,14 @@
 import json
 import os
 import signal
+import time
 
+import psutil
 import pytest
 
 from ammd.errors import DistillError, RecipeError
 from ammd.pipeline.sweep import load_sweep
-from ammd.pipeline.sweep_document import check_sweep
+from ammd.pipeline.sweep_document import check_sweep, parse_sort
 from ammd.pipeline.sweep_run import run_sweep
 
 SEEDS = "distill.seed=[0, 1, 2]"
@@ -127,9 +129,13 @@ def test_fail_fast_ends_the_others(sweep, stand_in, monkeypatch):
     assert document["exit_code"] == 5
 
 
-def test_runs_are_sorted_by_what_the_user_names(sweep):
-    document = sweep(SEEDS, sort="gguf-f16.bytes")
-    assert document["sort"] == "gguf-f16.bytes"
+def test_the_best_run_comes_first_and_one_without_the_number_last(sweep):
+    rows = [{"models": {"student": {"rouge_l": value, "bytes": value}}} for value in (1.0, 3.0, 2.0)]
+    rows.append({"models": {}})
+    for text, wanted in (("rouge_l", [3.0, 2.0, 1.0]), ("student.bytes", [1.0, 2.0, 3.0])):
+        found = sorted(rows, key=parse_sort(text).rank)
+        assert [row["models"]["student"]["bytes"] for row in found[:3]] == wanted
+        assert found[3] == {"models": {}}
     with pytest.raises(RecipeError, match="there is no metric `speed` to sort by") as caught:
         sweep(SEEDS, sort="speed")
     assert "rouge_l" in caught.value.hint
@@ -140,17 +146,8 @@ def finish(process):
     return process.returncode, out, err
 
 
-def wait_for_lines(path, lines):
-    import time
-
-    deadline = time.monotonic() + 120
-    while not path.exists() or len(path.read_text(encoding="utf-8").splitlines()) < lines:
-        assert time.monotonic() < deadline, f"{path} did not get {lines} lines"
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_ended_sweep_ends_all_and_goes_on(recipe_path, tmp_path, stand_in, monkeypatch, how):
+def test_ended_sweep_ends_all_and_goes_on(recipe_path, tmp_path, stand_in, monkeypatch, wait_for_lines, how):
     options = ("--set", SEEDS, "--jobs", "2", "--json")
     monkeypatch.setenv("STAND_IN_FAULT", "distill:sleep")
     first = stand_in.start(recipe_path, tmp_path / "runs", *options)
@@ -172,10 +169,6 @@ def test_ended_sweep_ends_all_and_goes_on(recipe_path, tmp_path, stand_in, monke
 
 
 def wait_until_gone(pid):
-    import time
-
-    import psutil
-
     deadline = time.monotonic() + 60
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "a process outlived its sweep"

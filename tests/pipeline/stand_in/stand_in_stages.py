@@ -54,6 +54,7 @@ def _span(what: str, name: str) -> None:
             "pid": os.getpid(),
             "cpus": sorted(os.sched_getaffinity(0)),
             "threads": os.environ["OMP_NUM_THREADS"],
+            "node": os.environ.get("RAY_RAYLET_PID"),  # of the cluster that it is part of
         }
         with Path(path).open("ab", buffering=0) as log:
             log.write(json.dumps(facts).encode() + b"\n")
