@@ -277,12 +277,10 @@ def compare(
     """Say whether a run or model is better than another, on the same prompts.
 
     Args:
-        first: The baseline: a run's folder, NAME/ID, the beginning of an ID, a name that stands for a run; or one
-            model of it, as RUN:student.
+        first: The baseline: a run as for `bundle`, a name that stands for one, or one model of it, as RUN:student.
         second: What is judged, named alike; None for the run that was finished last.
         gate: Raise where the second is worse.
-        limits: How much worse a number may become, in its own unit or as `"5%"` of the baseline's; None takes the
-            defaults.
+        limits: How much worse a number may become, in its own unit or as `"5%"`; None takes the defaults.
         templates: Packaged names or files of test templates, whose prompts both answer instead.
         quality_only: Leave out speed and memory.
         samples: Answers side by side, a model.

@@ -130,6 +130,21 @@ def test_recipe_to_report_and_again(recipe, tmp_path, words_of_this_machine):
     run_examples(Path(summary["path"]))
     check_release(summary["path"], tmp_path, words_of_this_machine)
 
+    sides = [f"{summary['path']}:{name}" for name in ("student", "gguf-f16")]
+    changes = json.loads(ammd("compare", *sides, "--runs-dir", runs, "--json"))["changes"]
+    moved = {row["metric"]: row["change"] for row in changes}
+    assert moved["kl_to_teacher_nats"] == pytest.approx(
+        0, abs=1e-3
+    )  # an F16 file is its student, but for rounding
+    assert {"exposure_bias_nats", "greedy_prefix_tokens", "tv_on_own"} <= moved.keys()
+    template = tmp_path / "mine.toml"
+    template.write_text(
+        'max_tokens = 4\nprompts = [{ prompt = "the thing" }]\nchecks = [{ kind = "like_teacher" }]\n',
+        encoding="utf-8",
+    )
+    compared = json.loads(ammd("compare", *sides, "--template", template, "--runs-dir", runs, "--json"))
+    assert [row["verdict"] for row in compared["changes"]] == ["undecided"]  # one prompt judges nothing
+
     again = json.loads(ammd("run", recipe, "--runs-dir", runs, "--json"))
     assert all(row["cached"] for row in again["stages"])
     assert again["artifacts"] == summary["artifacts"]
