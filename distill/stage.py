@@ -17,6 +17,7 @@ import torch
 
 from ammd.errors import CollapseError, NonFiniteLossError
 
+from .curve_stream import CurveStreams, TrackInputs
 from .device import describe_device
 from .settings import DistillSettings
 from .snapshots import Snapshots
@@ -34,6 +35,7 @@ class DistillInputs:
 
     prepared: Path
     resume: Path | None = None
+    track: TrackInputs | None = None  # where the curves go besides
 
 
 def run(inputs: DistillInputs, settings: DistillSettings, folder: Path) -> dict[str, Any]:
@@ -53,6 +55,8 @@ def run(inputs: DistillInputs, settings: DistillSettings, folder: Path) -> dict[
         snapshots=Snapshots(inputs.resume) if inputs.resume else None,
         cuts=read_cuts(inputs.prepared),
     )
+    curves = CurveStreams(inputs.track if training.fleet.is_first else None, folder / CURVES_NAME, settings)
+    training.after_step = curves.send
     try:
         training.warm(settings.warm)
         training.save_between(folder / "warm")
@@ -63,6 +67,8 @@ def run(inputs: DistillInputs, settings: DistillSettings, folder: Path) -> dict[
         kept = inputs.resume / LAST_GOOD_NAME
         hint = f"{exc.hint}; the student of the last snapshot is in `{kept}`"
         raise type(exc)(str(exc), hint=hint, **exc.facts, last_good=str(kept)) from exc
+    finally:
+        curves.finish()
     training.save(folder / "student")
     tokens = count_tokens(folder / CURVES_NAME) if training.fleet.is_first else {}
     layers = {} if training.kept_layers is None else {"kept_layers": training.kept_layers}

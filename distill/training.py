@@ -46,7 +46,7 @@ from .teacher_states import TeacherStates
 from .trainer import PhaseState, run_phase
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .batches import TokenPair
     from .settings import DistillSettings, Objective, WarmStart
@@ -125,6 +125,7 @@ class Training:
         self._order = endless_order(lengths, batch_size=settings.batch_size, seed=settings.seed)
         self._curves = curves
         self._snapshots = snapshots
+        self.after_step: Callable[[], None] = lambda: None  # called before each phase and after each step
         self._start = snapshots.load() if snapshots else None
         self._phases = 0  # begun
         self._written = {curves.name: curves}  # by the stage so far, with what stands between phases
@@ -267,7 +268,8 @@ class Training:
         )
 
     def _keep(self, phase: PhaseState) -> None:
-        """Take a snapshot where one is due, and before every phase but the first."""
+        """Tell of a step; take a snapshot where one is due, and before every phase but the first."""
+        self.after_step()
         if self._snapshots is None:
             return
         is_due = self._snapshots.is_due or (phase.steps == 0 and self._phases > 1)

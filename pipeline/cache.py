@@ -225,6 +225,11 @@ def resume_folder(folder: Path, key: str) -> Path:
     return folder.with_name(f"{_resume_prefix(folder)}{key[:_RESUME_DIGITS]}")
 
 
+def track_folder(run: Path, key: str) -> Path:
+    """Return where trackers write of a training; another one in the same run, of other data say, gets another."""
+    return run / "track" / key[:_RESUME_DIGITS]
+
+
 def _resume_prefix(folder: Path) -> str:
     return f"{_RESUME}{folder.name}-"
 

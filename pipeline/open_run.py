@@ -32,6 +32,7 @@ from .cache import (
     reuse_sibling,
     run_lock,
     stage_key,
+    track_folder,
 )
 from .history import record_begin, record_end
 from .places import Place, Places
@@ -110,6 +111,12 @@ class OpenRun:
         paths = paths_of(todo.inputs)
         if stage.resumable:
             paths["resume"] = str(resume_folder(target, todo.key))
+        if stage.tracked and self.recipe.track.trackers:
+            paths["track"] = {
+                "trackers": list(self.recipe.track.trackers),
+                "run": run_name(self.folder),
+                "folder": str(track_folder(self.folder, todo.key)),
+            }
         with staging_folder(target) as staging:
             self.events.write("stage_started", stage=name, folder=staging.name)
             outcome = place.run(
@@ -207,9 +214,9 @@ def open_run(
 def run_folder(recipe: Recipe, *, runs_dir: Path) -> Path:
     """Return where the run of this resolved recipe lies: `<name>/<8 hex digits of its hash>`.
 
-    A budget has no part in it: it makes nothing, so that another one judges the same run.
+    Budget and trackers have no part in it: they make nothing, so that another budget judges the same run.
     """
-    text = recipe.model_dump_json(exclude={"budget"})
+    text = recipe.model_dump_json(exclude={"budget", "track"})
     return runs_dir / recipe.name / hash_text(text)[:_RUN_ID_DIGITS]
 
 

@@ -15,6 +15,7 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from ammd.artifact import is_there
 from ammd.distill.settings import DistillSettings, PrepareSettings
+from ammd.distill.track_settings import TrackSettings, missing_packages
 from ammd.errors import RecipeError
 from ammd.export.schemes import STANDARD_SCHEMES
 from ammd.export.settings import ExportSettings, OnnxSettings
@@ -58,6 +59,8 @@ class Recipe(Settings):
     """Quality on the held-out prompts."""
     bench: BenchSettings = BenchSettings()
     """Speed and memory."""
+    track: TrackSettings = TrackSettings()
+    """Programs that draw the training while it goes on."""
     budget: BudgetSettings | None = None
     """Limits of the files; absent, everything is published as it is."""
 
@@ -93,7 +96,7 @@ def check_document(
         return None, faults_of(exc, Recipe) + missing
     missing += _find_contradictions(recipe)
     if check_files:
-        missing += _find_missing_exporter(recipe)
+        missing += _find_missing_exporter(recipe) + _find_missing_trackers(recipe)
     return recipe, missing
 
 
@@ -161,6 +164,13 @@ def _find_missing_exporter(recipe: Recipe) -> list[Fault]:
         return []
     text = f"cannot be made here: {fault[0]}; {fault[1]}"
     return [Fault(path=("export", "schemes"), value=wanted[0].value, text=text)]
+
+
+def _find_missing_trackers(recipe: Recipe) -> list[Fault]:
+    return [
+        Fault(path=("track", "trackers"), value=tracker, text=f"is not installed: `pip install {package}`")
+        for tracker, package in missing_packages(recipe.track)
+    ]
 
 
 def _hand_down_seed(document: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ class Stage:
     environment: Mapping[str, str] = field(default_factory=dict)  # variables of its process
     shared: bool = False  # run together by as many processes as its settings' `processes` says
     resumable: bool = False  # its inputs have `resume`, a folder that outlives a killed stage
+    tracked: bool = False  # its inputs have `track`, where it sends its curves
 
 
 # Bytes per parameter: weights are written in 4 bytes at most (float32), a student never has more parameters
@@ -66,6 +67,7 @@ _TABLE = (
         disk_bytes_per_parameter=32,
         shared=True,
         resumable=True,
+        tracked=True,
         memory_bytes_per_parameter=40,
         environment=KEEP_FREED_MEMORY,
         reads=("prepare",),

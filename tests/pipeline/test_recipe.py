@@ -287,3 +287,25 @@ def test_a_key_that_several_kinds_share_is_advised_once() -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(overrides=["distill.rollout_reuse_step=4"])
     assert str(caught.value).count("distill.objective.rollout_reuse_steps") == 1
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_any_work(recipe_path, monkeypatch):
+    monkeypatch.setattr(
+        "ammd.distill.track_settings.PACKAGES", {"tensorboard": ("no_such_module", "tensorboard")}
+    )
+    with pytest.raises(
+        RecipeError,
+        match=r"`track.trackers` = `\"tensorboard\"`: is not installed: `pip install tensorboard`",
+    ):
+        load_recipe(recipe_path, overrides=["track.trackers=['tensorboard']"])
+
+
+def test_trackers_change_neither_the_run_nor_its_stages(recipe_path, tmp_path, stand_in):
+    from ammd.pipeline.run import run_recipe
+
+    plain = load_recipe(recipe_path)
+    first = run_recipe(plain, runs_dir=tmp_path / "runs", stages=stand_in.stages)
+    stand_in.ran()
+    tracked = load_recipe(recipe_path, overrides=["track.trackers=['tensorboard']"])
+    second = run_recipe(tracked, runs_dir=tmp_path / "runs", stages=stand_in.stages)
+    assert (second["run"], stand_in.ran()) == (first["run"], [])
