@@ -122,6 +122,7 @@ def parse_arguments() -> argparse.Namespace:
 def settings() -> dict[str, Any]:
     """Return what was drawn from, for the result file."""
     return {
+        "kills": KILLS,
         "seed": SEED,
         "kills_a_run": KILLS_A_RUN,
         "victims": VICTIMS,

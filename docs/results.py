@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from results_of_bench import agreement_part, arm64_part, projection_part
+from results_of_survival import crash_part, fuzz_part
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER.parent / "benchmarks" / "results"
@@ -52,6 +53,8 @@ def main(arguments: list[str]) -> int:
         *projection_part(read("projection")),
         *arm64_part(read("arm64")),
         *run_to_run_part(read("run_to_run")),
+        *crash_part(read("crash")),
+        *fuzz_part(read("fuzz")),
     ]
     page = MADE + "\n\n".join(parts) + "\n"
     path = FOLDER / "results.md"

@@ -165,7 +165,7 @@ def _load_whole(folder: Path) -> Manifest:
     """
     manifest = load_manifest(folder)
     if failed := manifest.results.get(FAILED_PARTS):
-        parts = ", ".join(f"`{part}`" for part in failed)
+        parts = ", ".join(f"`{part}`" for part in failed) if isinstance(failed, list) else "a part"
         raise ArtifactError(f"{parts} failed in it", path=str(folder))
     return manifest
 

@@ -18,6 +18,7 @@ from ammd.conversations import read_conversations
 from ammd.distill.prompts import read_examples
 from ammd.errors import AmmdError, ArtifactError, DataError
 from ammd.gguf_reader import open_gguf
+from ammd.pipeline.cache import find_stage
 from ammd.runtime.heldout import load_heldout
 from ammd.runtime.model_file import read_model_file
 from ammd.safetensors_header import read_headers
@@ -66,7 +67,7 @@ manifests = nearly(
         "stage": st.just("export"),
         "key": st.just("k"),
         "files": st.lists(records, max_size=2),
-        "results": st.dictionaries(st.text(max_size=3), values, max_size=2),
+        "results": st.dictionaries(st.text(max_size=3) | st.just("failed_parts"), values, max_size=2),
     }
 )
 
@@ -83,6 +84,7 @@ def test_a_manifest_is_one_or_refused(document: Any) -> None:
         assert isinstance(manifest.content_hash, str)
         assert isinstance(manifest.results, dict)
     written("manifest.json", json.dumps(document).encode(), lambda path: load_manifest(path.parent))
+    written("manifest.json", json.dumps(document).encode(), lambda path: find_stage(path.parent, "k"))
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,9 @@ def test_what_cannot_be_loaded_is_a_row_and_the_rest_is_measured(tmp_path: Path,
     path = tmp_path / "bad.gguf"
     path.write_bytes(b"nothing")
     refs = [ArtifactRef(name="bad", path=path), ArtifactRef(name="good", path=tiny_gguf)]
-    rows = bench.measure_artifacts(refs, SETTINGS)
+    results = bench.run(bench.BenchInputs(artifacts=tuple(refs)), SETTINGS, tmp_path)
+    rows = results["bench"]
+    assert results["failed_parts"] == ["bad, 1 thread"]  # so the next `ammd run` measures again
     assert rows["good"]["decode_tokens_per_s"] > 0
     (row,) = rows["bad"]["rows"]
     assert "cannot load" in row["failure"]["ended"]
