@@ -58,7 +58,8 @@ def test_interrupt_leaves_no_process_behind(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_one_process_answers_several_calls_and_an_error_does_not_end_it(tiny_heldout: Path) -> None:
-    request = {"path": "/nowhere", "heldout": str(tiny_heldout), "folder": "/", "texts": 1, "threads": 1}
+    request = {"path": "/nowhere", "heldout": str(tiny_heldout), "folder": "/", "threads": 1}
+    request |= {"prompts": 1, "texts": 1, "answer_tokens": 1}
     with child.Child() as process:
         for _ in range(2):
             with pytest.raises(EngineError, match="/nowhere"):
