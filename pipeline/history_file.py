@@ -167,7 +167,12 @@ def _way_out(code: int) -> str:
 
 
 def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[Sequence[str]]) -> None:
-    if _version(connection, path, migrations) == len(migrations):
+    connection.execute("BEGIN")  # one view of all that is asked: another may be writing the first tables
+    try:
+        version = _version(connection, path, migrations)
+    finally:
+        connection.execute("COMMIT")
+    if version == len(migrations):
         return
     with transaction(connection):
         version = _version(connection, path, migrations)  # another process may have been faster
