@@ -20,6 +20,7 @@ from typing import Any
 
 from ammd.artifact import Manifest, read_manifest
 from ammd.errors import ArtifactError
+from ammd.folder_lock import LOCK_NAME
 
 from .columns import COLUMNS, value_of
 from .costs import total_costs
@@ -54,13 +55,16 @@ def read_facts(folder: Path) -> dict[str, Value]:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the sizes of all files below `folder`, those that it shares with other runs included."""
+    """Return the sizes of all files below `folder`, those that it shares with other runs included.
+
+    The lock's file says who holds it, and so another size while the run is made; it does not count.
+    """
     total = 0
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 total += folder_bytes(Path(entry.path))
-            elif entry.is_file(follow_symlinks=False):
+            elif entry.is_file(follow_symlinks=False) and entry.name != LOCK_NAME:
                 total += entry.stat(follow_symlinks=False).st_size
     return total
 
