@@ -42,7 +42,9 @@ def license_text(base: Mapping[str, Any] | None) -> str | None:
     stated = (base or {}).get("license")
     if not stated or stated["id"] != "apache-2.0":
         return None
-    return importlib.metadata.distribution("ammd").read_text("licenses/LICENSE")
+    # More than one is found where the program is run from its own sources; not each of them has the text.
+    found = importlib.metadata.distributions(name="ammd")
+    return next((text for one in found if (text := one.read_text("licenses/LICENSE"))), None)
 
 
 def _model(model: Mapping[str, Any] | None, role: str) -> str:

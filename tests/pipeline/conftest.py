@@ -3,6 +3,7 @@
 import dataclasses
 import getpass
 import json
+import logging
 import os
 import re
 import runpy
@@ -125,8 +126,14 @@ def ammd(monkeypatch, capfd):
 
     def ammd(*arguments):
         monkeypatch.setattr(sys, "argv", ["ammd", *(str(argument) for argument in arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
+        logger = logging.getLogger("ammd")
+        handlers, level = logger.handlers[:], logger.level
+        try:
+            with pytest.raises(SystemExit) as caught:
+                main()
+        finally:  # what it logs to is this test's standard error, which is closed at its end
+            logger.handlers[:] = handlers
+            logger.setLevel(level)
         out, err = capfd.readouterr()
         return caught.value.code, out, err
 

@@ -108,7 +108,7 @@ def test_report_shows_each_verdict_escaped(marked, tmp_path, recipe_path):
     page = render_report(summary, curves=[], answers=[], recipe_text="")
     line = next(line for line in page.splitlines() if "<td>invalid</td>" in line)
     assert line.strip().startswith(
-        "<tr><td>gguf-q8_0</td><td>2</td><td>3</td><td>1</td><td>15</td><td>14</td>"
+        '<tr><th scope="row">gguf-q8_0</th><td>2</td><td>3</td><td>1</td><td>15</td><td>14</td>'
     )
     assert "30 % &lt;of&gt; it" in line
     assert "How good the speeds are" not in render_report(

@@ -90,5 +90,5 @@ def test_what_is_no_file_for_a_device_is_refused(tiny_checkpoint: Path, tmp_path
     with pytest.raises(EngineError, match="is a checkpoint"):
         traffic_of(tiny_checkpoint)
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(40))
-    with pytest.raises(ArtifactError, match="does not say what it holds"):
+    with pytest.raises(ArtifactError, match="is damaged or no GGUF"):
         traffic_of(tmp_path / "bad.gguf")
