@@ -13,7 +13,9 @@ from typing import Any
 from .columns import Better, Column, show, used_columns, value_of
 
 FIRST_AXES = ("bytes", "kl_to_teacher_nats", "decode_tokens_per_s")  # across, up, and the area of the marks
-_LOGARITHMIC_FROM = 4.0  # greatest / least value
+# Greatest / least value of a logarithmic axis. Beyond it lies what rounding leaves of a zero, as the teacher's KL to
+# itself, and a logarithm would give it all the room.
+_LOGARITHMIC_FROM, _LOGARITHMIC_TO = 4.0, 1e4
 _MARGIN = 0.06  # of the axis, at both ends
 _DIGITS = 4  # of a place: a tenth of a pixel
 _TICKS = 5
@@ -149,7 +151,7 @@ def _axis(column: Column, values: Sequence[float | None]) -> Axis:
 
     known = [value for value in values if value is not None]
     low, high = min(known), max(known)
-    is_logarithmic = low > 0 and high / low >= _LOGARITHMIC_FROM
+    is_logarithmic = low > 0 and _LOGARITHMIC_FROM <= high / low <= _LOGARITHMIC_TO
 
     def scaled(value: float) -> float:
         return math.log(value) if is_logarithmic else value

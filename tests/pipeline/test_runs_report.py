@@ -185,6 +185,14 @@ def test_places_keep_the_order_of_values_and_ticks_stand_at_their_numbers():
     assert max(steps) - min(steps) < 1e-3  # logarithmic: ten times is always as far
 
 
+def test_what_rounding_leaves_of_a_zero_does_not_press_the_rest_together():
+    kl = [2e-8, 0.55, 0.65, 1.26]
+    rows = [{"name": str(nats), "bytes": 5, "quality": {"kl_to_teacher_nats": nats}} for nats in kl]
+    trade = build_tradeoff(rows, labels=[""] * 4, series=[0] * 4)
+    (places,) = (axis.places for axis in trade.axes if axis.key == "kl_to_teacher_nats")
+    assert places[3] - places[2] > 0.3
+
+
 def test_all_alike_is_in_the_middle():
     rows = [{"name": "a", "bytes": 5, "quality": {"rouge_l": 0.5}}] * 2
     trade = build_tradeoff(rows, labels=["1", "2"], series=[0, 1])
