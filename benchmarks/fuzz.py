@@ -1,4 +1,4 @@
-"""Does any file, however broken, do more than be refused? Recipes, manifests, prompts, model headers and archives.
+"""Does any file, however broken, do more than be refused? Recipes, prompts, manifests, histories, headers, archives.
 
 Each target is fuzzed by atheris (libFuzzer, guided by the coverage of our readers and of gguf's, tarfile and the like)
 in a process of its own for a bounded time, from files that are right. A fault is an exception that is no `AmmdError`,
@@ -106,7 +106,7 @@ def fuzz(name: str, seconds: int) -> None:
         f"-max_total_time={seconds}",
         f"-timeout={LIMIT_S}",
         f"-rss_limit_mb={LIMIT_MIB}",
-        "-max_len=8192",
+        f"-max_len={max(8192, 2 * max(map(len, seeds)))}",
     ]
     atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={desk}/", str(corpus)], one)
     atheris.Fuzz()
@@ -264,6 +264,24 @@ def archive() -> tuple[Read, list[bytes]]:
     return read, [b"\0" + zipped.getvalue(), b"\1" + tar.getvalue(), b"\2" + zst.getvalue()]
 
 
+def history() -> tuple[Read, list[bytes]]:
+    """The history of a runs folder, listed by a filter and in an order."""
+    from ammd.pipeline.history_file import HISTORY_NAME, open_history
+    from ammd.pipeline.runs_list import list_runs
+
+    def read(data: bytes, folder: Path) -> None:
+        (folder / HISTORY_NAME).write_bytes(data)
+        list_runs(folder, filters=["state!=running"], sort="costs.seconds", columns=["costs.seconds"])
+
+    with tempfile.TemporaryDirectory() as made:
+        with open_history(Path(made)) as connection:
+            connection.execute("INSERT INTO runs (id, run, state) VALUES (1, 'a/b', 'finished')")
+            connection.execute("INSERT INTO keys (id, key) VALUES (1, 'costs.seconds')")
+            connection.execute("INSERT INTO facts (key, run, value) VALUES (1, 1, 2.5)")
+        seed = Path(made, HISTORY_NAME).read_bytes()
+    return read, [seed]
+
+
 TARGETS: dict[str, Target] = {
     "recipe": recipe,
     "manifest": manifest,
@@ -271,6 +289,7 @@ TARGETS: dict[str, Target] = {
     "gguf header": gguf_header,
     "safetensors header": safetensors_header,
     "archive": archive,
+    "history": history,
 }
 
 

@@ -137,6 +137,8 @@ def told(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except UnicodeDecodeError as exc:  # of SQLite's message, which quotes the file
+        raise damaged(path, "its schema is no text") from exc
     except sqlite3.DatabaseError as exc:
         code = getattr(exc, "sqlite_errorcode", None)
         if code is None:
@@ -145,11 +147,16 @@ def told(path: Path) -> Iterator[None]:
             raise UnwritableHistoryError(
                 f"cannot use the history `{path}`: {exc}", hint=_way_out(code), path=str(path)
             ) from exc
-        raise ArtifactError(
-            f"the history `{path}` is damaged: {exc}",
-            hint="move it away: `ammd runs` makes a new one from the run folders, without those that were pruned",
-            path=str(path),
-        ) from exc
+        raise damaged(path, str(exc)) from exc
+
+
+def damaged(path: Path, why: str) -> ArtifactError:
+    """Return the error that says so of the history at `path`."""
+    return ArtifactError(
+        f"the history `{path}` is damaged: {why}",
+        hint="move it away: `ammd runs` makes a new one from the run folders, without those that were pruned",
+        path=str(path),
+    )
 
 
 def _connect(where: str | Path, *, uri: bool = False) -> sqlite3.Connection:
