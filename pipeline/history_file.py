@@ -138,7 +138,10 @@ def told(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as exc:  # of SQLite's message, which quotes the file
-        raise damaged(path, "its schema is no text") from exc
+        raise _damaged(path, "its schema is no text") from exc
+    except (AttributeError, OverflowError, TypeError, ValueError) as exc:
+        # SQLite looks at pages, and not at what type a column has.
+        raise _damaged(path, f"a row is none of ours ({exc})") from exc
     except sqlite3.DatabaseError as exc:
         code = getattr(exc, "sqlite_errorcode", None)
         if code is None:
@@ -147,10 +150,10 @@ def told(path: Path) -> Iterator[None]:
             raise UnwritableHistoryError(
                 f"cannot use the history `{path}`: {exc}", hint=_way_out(code), path=str(path)
             ) from exc
-        raise damaged(path, str(exc)) from exc
+        raise _damaged(path, str(exc)) from exc
 
 
-def damaged(path: Path, why: str) -> ArtifactError:
+def _damaged(path: Path, why: str) -> ArtifactError:
     """Return the error that says so of the history at `path`."""
     return ArtifactError(
         f"the history `{path}` is damaged: {why}",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .history import refresh
-from .history_file import HISTORY_NAME, UnwritableHistoryError, damaged, open_copy, open_history
+from .history_file import UnwritableHistoryError, open_copy, open_history
 from .history_query import TIMES, full_key, select_runs
 
 log = logging.getLogger("ammd.pipeline")
@@ -52,13 +52,6 @@ def list_runs(
     """
 
     def ask(connection: sqlite3.Connection) -> dict[str, Any]:
-        try:
-            return read(connection)
-        except (AttributeError, OverflowError, TypeError, ValueError) as exc:
-            # SQLite looks at pages, and not at what type a column has.
-            raise damaged(runs_dir / HISTORY_NAME, f"a row is none of ours ({exc})") from exc
-
-    def read(connection: sqlite3.Connection) -> dict[str, Any]:
         refresh(connection, runs_dir)
         keys = DEFAULT_COLUMNS if columns is None else [full_key(connection, key) for key in columns]
         chosen = select_runs(

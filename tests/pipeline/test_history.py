@@ -1,5 +1,6 @@
 """The history: what it knows of a run, that it follows the folders, and that nothing spoils it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from ammd.errors import ArtifactError, ParityError
 from ammd.pipeline import history_file
 from ammd.pipeline.history_file import MIGRATIONS, open_history
+from ammd.pipeline.prune import Rules, plan_prune
 from ammd.pipeline.recipe import load_recipe
 from ammd.pipeline.run import run_recipe
 from ammd.pipeline.runs_list import list_runs
@@ -249,6 +251,16 @@ def test_a_damaged_history_is_one_line_and_stays_as_it_is(
         run("seed=1")
     assert stand_in.ran() == []  # before any work
     assert path.read_bytes() == before
+
+
+def test_a_row_of_another_type_is_damage_to_all_who_read_it(run, listed, tmp_path):
+    run()
+    with contextlib.closing(sqlite3.connect(tmp_path / "runs" / "history.sqlite")) as history, history:
+        history.execute("UPDATE runs SET state = x'00'")  # SQLite keeps bytes in a column of text
+    with pytest.raises(ArtifactError, match="is damaged: a row is none of ours"):
+        listed()
+    with pytest.raises(ArtifactError, match="is damaged: a row is none of ours"):
+        plan_prune(tmp_path / "runs", Rules(keep=1))
 
 
 def test_a_history_that_others_hold_does_not_stop_a_run_or_a_list(run, listed, tmp_path, monkeypatch, caplog):
