@@ -28,7 +28,6 @@ import statistics
 import subprocess
 import sys
 import time
-import unittest.mock
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +45,7 @@ from ammd.runtime import bench
 from ammd.runtime.artifact_ref import ArtifactRef, EngineKind
 from ammd.runtime.bootstrap import median_interval
 from ammd.runtime.child import call
+from ammd.runtime.host import Here
 from ammd.runtime.llama_tools import native_tool, run_command
 from ammd.runtime.settings import BenchSettings
 
@@ -186,29 +186,39 @@ def our_numbers(pair: Pair, protocol: Protocol) -> tuple[dict[str, float], Mappi
     return numbers, result["settings"]
 
 
+class _TimedHost(Here):
+    """This machine; counts what this process takes while it waits for its children."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.call = self._timed
+        self.wall_s = self.cpu_s = 0.0
+
+    def measure(self, request: Mapping[str, object]) -> Mapping[str, Any]:
+        return self._timed("bench_child:measure", request)
+
+    def _timed(self, function: str, request: Mapping[str, object]) -> dict[str, Any]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        try:
+            return call(function, request)
+        finally:
+            self.cpu_s += time.process_time() - cpu
+            self.wall_s += time.perf_counter() - wall
+
+
 def harness_share(pair: Pair) -> Result:
     """Return what this process takes of a core while its children measure, and over the whole of a benchmark.
 
     The latter has hashing the file and the intervals in it, which no child has to bear.
     """
     _warm(pair.path)
-    spent = {"cpu": 0.0, "wall": 0.0}
-
-    def timed(*arguments: Any) -> dict[str, Any]:
-        wall, cpu = time.perf_counter(), time.process_time()
-        try:
-            return call(*arguments)
-        finally:
-            spent["cpu"] += time.process_time() - cpu
-            spent["wall"] += time.perf_counter() - wall
-
+    host = _TimedHost()
     wall, cpu = time.perf_counter(), time.process_time()
-    with unittest.mock.patch.object(bench, "call", timed):
-        bench.measure_artifacts(
-            [ArtifactRef(name="model", path=pair.path)], BenchSettings(threads=(0,), repetitions=10)
-        )
+    bench.measure_artifacts(
+        [ArtifactRef(name="model", path=pair.path)], BenchSettings(threads=(0,), repetitions=10), host
+    )
     whole = (time.process_time() - cpu) / (time.perf_counter() - wall)
-    return {"share": spent["cpu"] / spent["wall"], "whole_share": whole}
+    return {"share": host.cpu_s / host.wall_s, "whole_share": whole}
 
 
 def token_parts(pair: Pair, *, threads: int) -> Result:
