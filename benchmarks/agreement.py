@@ -6,7 +6,8 @@ EXPORT is a folder with the quickstart's files. Rows, as engine, artifact, metri
 
 - prefill and decode rate of our llama.cpp engine beside llama-bench, of our onnxruntime-genai engine beside the
   library's own loop, and of our onnxruntime engine beside that loop on the same folder (settings: `native_rates`);
-- decode of both ONNX engines beside that loop in one process, turn by turn (`alternation`), which is more precise;
+- decode of both ONNX engines beside that loop in one process, turn by turn (`alternation`), with one and two threads,
+  in five processes, which is more precise;
 - peak memory that our child reports, beside what GNU time says of the same process;
 - what the harness itself takes of a core while it measures (nothing to compare it with);
 - what a decoded token costs outside the engine's library (`token_parts`).
@@ -52,6 +53,7 @@ from ammd.runtime.settings import BenchSettings
 MEMORY = "peak_rss_bytes"
 _SEED = 0  # of the intervals
 _PARTS_TOKENS = 256
+_TURN_THREADS, _TURN_PROCESSES = (1, 2), 5
 _TURNS, _TURN_TOKENS = 24, 40
 _TOKEN_COST_S = 0.15e-3  # the most that a token may cost outside the library
 _HARNESS_SHARE = 0.01  # of a core
@@ -83,7 +85,11 @@ def main() -> None:
     cells = Cells(arguments.work)
     names = [
         "harness/0",
-        "alternation/0",
+        *(
+            f"alternation-{threads}/{number}"
+            for threads in _TURN_THREADS
+            for number in range(_TURN_PROCESSES)
+        ),
         *(f"parts-{pair.name}/0" for pair in parts_pairs(pairs)),
         *(f"{pair.name}/{number}" for number in range(arguments.rounds) for pair in pairs),
     ]
@@ -96,7 +102,9 @@ def main() -> None:
         return
     found = {name: result for name in names if (result := cells.get(name)) is not None}
     rows = [row for pair in pairs for row in pair_rows(pair, rounds_of(found, pair.name))]
-    rows += alternation_rows(pairs, found["alternation/0"])
+    for threads in _TURN_THREADS:
+        turns = rounds_of(found, f"alternation-{threads}")
+        rows += alternation_rows(pairs, turns, threads=threads)
     rows += [harness_row(rounds_of(found, "harness"))]
     rows += [parts_row(pair, rounds_of(found, f"parts-{pair.name}")) for pair in parts_pairs(pairs)]
     publish("agreement", rows, settings={"rounds": arguments.rounds, **_facts(protocol)})
@@ -141,9 +149,11 @@ def compute(name: str, pairs: Mapping[str, Pair], protocol: Protocol) -> Result:
     kind, _, number = name.rpartition("/")
     if kind == "harness":
         return harness_share(next(iter(pairs.values())))
-    if kind == "alternation":
+    if kind.startswith("alternation-"):
         (onnx,) = {pair.path for pair in pairs.values() if pair.path.is_dir()}
-        return from_script("alternation", {"path": str(onnx), "rounds": _TURNS, "tokens": _TURN_TOKENS})
+        threads = int(kind.removeprefix("alternation-"))
+        turns = {"rounds": _TURNS, "tokens": _TURN_TOKENS, "threads": threads}
+        return from_script("alternation", {"path": str(onnx), **turns})
     if kind.startswith("parts-"):
         return token_parts(pairs[kind.removeprefix("parts-")], threads=protocol.threads)
     return one_round(pairs[kind], protocol, number=int(number))
@@ -243,23 +253,25 @@ def pair_rows(pair: Pair, rounds: Sequence[Result]) -> Iterable[dict[str, Any]]:
     """Yield a row for each rate, and one for memory."""
     for metric in METRICS:
         sides = [(one["ours"][metric], one["native"][metric]) for one in rounds]
-        yield _row(pair, metric, sides, native=pair.native, goal=pair.goal)
+        yield _row(pair, metric, [sides], native=pair.native, goal=pair.goal)
     sides = [(one["ours"][MEMORY], one["ours"]["time_peak_rss_bytes"]) for one in rounds]
-    yield _row(pair, MEMORY, sides, native="GNU time", goal=(0.98, 1.02))
+    yield _row(pair, MEMORY, [sides], native="GNU time", goal=(0.98, 1.02))
 
 
 def _row(
     pair: Pair,
     metric: str,
-    sides: Sequence[tuple[float, float]],
+    groups: Sequence[Sequence[tuple[float, float]]],
     *,
     native: str,
     goal: tuple[float, float],
 ) -> dict[str, Any]:
-    ratios = [ours / theirs for ours, theirs in sides]
+    """Return what pairs of ours and native amount to; those of one group share a process."""
+    ratios = [[ours / theirs for ours, theirs in group] for group in groups]
+    sides = [side for group in groups for side in group]
     ours, theirs = ([side[place] for side in sides] for place in (0, 1))
-    low, high = median_interval([ratios], generator=np.random.default_rng(_SEED))
-    ratio = statistics.median(ratios)
+    low, high = median_interval(ratios, generator=np.random.default_rng(_SEED))
+    ratio = statistics.median(one for group in ratios for one in group)
     return {
         "engine": pair.engine.value,
         "artifact": pair.path.name,
@@ -288,15 +300,20 @@ def _verdict(low: float, high: float, goal: tuple[float, float]) -> str:
     return "no" if high < goal[0] or low > goal[1] else "undecided"
 
 
-def alternation_rows(pairs: Sequence[Pair], seconds: Result) -> Iterable[dict[str, Any]]:
+def alternation_rows(
+    pairs: Sequence[Pair], processes: Sequence[Result], *, threads: int
+) -> Iterable[dict[str, Any]]:
     """Yield the decode rates of both ONNX engines beside the loop in the same process."""
     for pair in pairs:
-        if pair.engine.value in seconds:
+        if pair.engine.value in processes[0]:
             sides = [
-                (1 / ours, 1 / native)
-                for ours, native in zip(seconds[pair.engine.value], seconds[NATIVE], strict=True)
+                [
+                    (1 / ours, 1 / native)
+                    for ours, native in zip(seconds[pair.engine.value], seconds[NATIVE], strict=True)
+                ]
+                for seconds in processes
             ]
-            metric = "decode_tokens_per_s in one process, one thread"
+            metric = f"decode_tokens_per_s in one process, {threads} thread{'s' * (threads > 1)}"
             yield _row(pair, metric, sides, native=pair.native, goal=pair.goal)
 
 

@@ -1,10 +1,11 @@
-"""Decode of our ONNX engines and of onnxruntime-genai's own loop in one process, turn by turn, on one thread.
+"""Decode of our ONNX engines and of onnxruntime-genai's own loop in one process, turn by turn.
 
 Two processes meet two machines: on a shared host a rate changes by some per cent from one second to the next, more
-than is to be found. Here the three take turns of some dozen tokens, so that all meet the same machine, and one thread
-leaves out whose pool spins while another computes. The ratio of rates is the median over the rounds.
+than is to be found. Here the three take turns of some dozen tokens, so that all meet the same machine. Each begins with
+a prompt, which is not timed: by its end the threads of the one before have ceased to spin. The ratio of rates is the
+median over the rounds.
 
-    python benchmarks/alternation.py '{"path": ..., "rounds": 14, "tokens": 40}'
+    python benchmarks/alternation.py '{"path": ..., "rounds": 14, "tokens": 40, "threads": 1}'
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def alternate(request: Mapping[str, Any]) -> dict[str, list[float]]:
     """Return seconds a token by round, of each engine and of the library's own loop; the first round warms up."""
     path, tokens = Path(request["path"]), request["tokens"]
     # One token more than is decoded: a generator that has reached its length is done.
-    opening: dict[str, Any] = {"threads": 1, "context_tokens": _PROMPT_TOKENS + tokens + 1}
+    opening: dict[str, Any] = {"threads": request["threads"], "context_tokens": _PROMPT_TOKENS + tokens + 1}
     kinds = (EngineKind.ONNX_GENAI, EngineKind.ONNX_RUNTIME)
     with (
         open_engine(path, kind=kinds[0], **opening) as generation,

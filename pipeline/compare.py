@@ -22,6 +22,7 @@ from ammd.runtime.transfer import METRICS, Metric
 from .columns import used_columns, value_of
 from .judged_run import JudgedRun, Pair, check_same_prompts
 from .regression import MERITS, Change, Limit, check_changes, judge_difference, judge_ratio
+from .run_facts import flatten
 
 SCHEMA = "ammd.compare/1"
 SAMPLES = 3
@@ -299,20 +300,12 @@ def _samples(first: JudgedRun, second: JudgedRun, pair: Pair) -> list[dict[str, 
 
 def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the dotted keys under which two recipes differ, with both values; null where one has no such key."""
-    old, new = dict(_leaves(first)), dict(_leaves(second))
+    old, new = dict(flatten(first)), dict(flatten(second))
     return [
         {"key": key, "first": old.get(key), "second": new.get(key)}
         for key in dict.fromkeys([*old, *new])
         if old.get(key) != new.get(key)
     ]
-
-
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _all_numbers(first: JudgedRun, second: JudgedRun, pairs: Sequence[Pair]) -> Iterator[dict[str, Any]]:

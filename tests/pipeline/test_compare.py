@@ -249,7 +249,6 @@ def test_settings_that_only_one_side_has_differ():
     first = {"a": {"b": 1, "c": {}}, "d": [1]}
     second = {"a": {"b": 1, "c": {"e": 2}}, "d": [1, 2]}
     assert differing_settings(first, second) == [
-        {"key": "a.c", "first": {}, "second": None},
         {"key": "d", "first": [1], "second": [1, 2]},
         {"key": "a.c.e", "first": None, "second": 2},
     ]

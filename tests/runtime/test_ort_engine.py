@@ -12,7 +12,7 @@ import pytest
 from ammd.errors import ArtifactError, EngineError
 from ammd.export import to_onnx
 from ammd.export.to_onnx import write_onnx
-from ammd.runtime import ort_engine
+from ammd.runtime import ort_cache, ort_engine
 from ammd.runtime.genai_engine import GenaiEngine
 from ammd.runtime.ort_cache import SharedCache
 from ammd.runtime.ort_engine import OrtEngine
@@ -74,6 +74,18 @@ def test_fused_int4_gives_the_numbers_of_genai(int4: Path) -> None:
         assert ours.bos_token_id == genai.bos_token_id
         assert ours.render_chat(CHAT) == genai.render_chat(CHAT)
         assert ours.tokenize(ours.render_chat(CHAT)) == genai.tokenize(genai.render_chat(CHAT))
+
+
+def test_tokens_get_their_own_places_up_to_the_end_of_the_context_and_in_a_new_sequence(
+    int4: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort_cache, "_PLACES_AHEAD", 7)
+    with (
+        OrtEngine(int4, threads=1, context_tokens=len(IDS)) as ours,
+        GenaiEngine(int4, threads=1, context_tokens=len(IDS)) as genai,
+    ):
+        for prompt in (9, 30, 3):
+            np.testing.assert_array_equal(rows(ours, IDS, prompt=prompt), rows(genai, IDS, prompt=prompt))
 
 
 @pytest.mark.parametrize("positions", [True, False])
