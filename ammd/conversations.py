@@ -9,13 +9,13 @@ One JSON object a line, in one of three forms:
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
+from .json_lines import check_unicode, read_objects
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,14 +43,7 @@ def read_conversations(path: Path) -> list[Conversation]:
     Raises:
         DataError: The file is missing, empty, or a line is malformed (named by its number).
     """
-    try:
-        # Not `splitlines`: JSON allows U+2028 and the like inside a string.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError as exc:
-        raise DataError(f"no data file at `{path}`", path=str(path)) from exc
-    except (OSError, UnicodeDecodeError) as exc:
-        raise DataError(f"cannot read `{path}`: {exc}", path=str(path)) from exc
-    found = [_parse(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+    found = [_parse(row, f"`{path}` line {number}", number) for number, row in read_objects(path)]
     if not found:
         raise DataError(f"`{path}` holds no prompts", hint='one JSON object a line: {"prompt": "..."}')
     return found
@@ -76,14 +69,7 @@ def encode_response(
     return tuple(ids[:max_tokens])
 
 
-def _parse(line: str, path: Path, number: int) -> Conversation:
-    where = f"`{path}` line {number}"
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as exc:
-        raise DataError(f"{where} is not JSON: {getattr(exc, 'msg', exc)}", line=number) from exc
-    if not isinstance(row, dict):
-        raise DataError(f"{where} is not a JSON object", line=number)
+def _parse(row: dict[str, Any], where: str, number: int) -> Conversation:
     if "messages" in row:
         return _from_messages(row["messages"], where, number)
     prompt, response = row.get("prompt"), row.get("response")
@@ -92,7 +78,7 @@ def _parse(line: str, path: Path, number: int) -> Conversation:
     if response is not None and not isinstance(response, str):
         raise DataError(f"{where} has a `response` that is not text", line=number)
     _check_not_empty(response, where, number)
-    _check_unicode((prompt, response or ""), where, number)
+    check_unicode((prompt, response or ""), where, number)
     return Conversation(messages=({"role": "user", "content": prompt},), response=response, line=number)
 
 
@@ -105,7 +91,7 @@ def _from_messages(messages: object, where: str, number: int) -> Conversation:
     )
     if not ok or not isinstance(messages, list) or not messages:
         raise DataError(f"{where}: `messages` is not a list of role and content", line=number)
-    _check_unicode([text for message in messages for text in message.values()], where, number)
+    check_unicode([text for message in messages for text in message.values()], where, number)
     response = None
     if messages[-1]["role"] == "assistant":
         response = messages[-1]["content"]
@@ -115,13 +101,6 @@ def _from_messages(messages: object, where: str, number: int) -> Conversation:
         raise DataError(f"{where}: `messages` has no user message to answer", line=number)
     kept = tuple({"role": message["role"], "content": message["content"]} for message in messages)
     return Conversation(messages=kept, response=response, line=number)
-
-
-def _check_unicode(texts: Iterable[object], where: str, number: int) -> None:
-    """Refuse halves of characters, which JSON can write and no tokenizer reads."""
-    for text in texts:
-        if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
-            raise DataError(f"{where} holds half of a character (a lone surrogate)", line=number)
 
 
 def _check_not_empty(response: str | None, where: str, number: int) -> None:

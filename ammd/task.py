@@ -5,20 +5,44 @@ A task is a TOML file; the packaged ones lie in `ammd/tasks`. `task_data` reads 
 
 from __future__ import annotations
 
-import string
+import re
 import tomllib
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from .errors import RecipeError
+from .artifact import check_relative, is_there
+from .errors import ArtifactError, RecipeError
 from .settings import Settings
+from .task_template import check_field, parse_template
 
 Split = Literal["train", "dev", "test"]
 PACKAGED = Path(__file__).with_name("tasks")
+
+
+def _inside(name: str) -> str:
+    try:
+        return check_relative(name)
+    except ArtifactError as exc:
+        raise ValueError(f"{exc}: it has to stay within the data folder") from exc
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+_FieldName = Annotated[str, AfterValidator(check_field)]
 
 
 class TaskKind(StrEnum):
@@ -35,14 +59,14 @@ class TaskKind(StrEnum):
 class HubData(Settings):
     """The same rows as a data set on a hub, for those who have one."""
 
-    id: Annotated[str, StringConstraints(pattern=r"^[\w.-]+(/[\w.-]+)?$")]
-    """As `datasets.load_dataset` takes it."""
-    revision: str
+    id: Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")]
+    """As `datasets.load_dataset` takes it; a copy in the data folder lies in a folder of this name."""
+    revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
     """Commit: what is fetched must not change."""
     config: str | None = None
     """Which of the data set's configurations."""
-    splits: Mapping[Split, str] = {}
-    """What the hub calls a split, where that is another name."""
+    splits: Mapping[Split, str] = {"train": "train", "dev": "validation", "test": "test"}
+    """What the hub calls each split that it has."""
 
 
 class Task(Settings):
@@ -56,14 +80,14 @@ class Task(Settings):
     """One line."""
     kind: TaskKind
     """What an answer is judged by."""
-    data: Mapping[Split, str] = {}
+    data: Mapping[Split, Annotated[str, AfterValidator(_inside)]] = {}
     """JSONL of each split, below the data folder."""
     hub: HubData | None = None
     """Where `data` names no file for a split."""
     prompt: str = ""
     """With the row's fields in braces, as `Summarize: {source}`; empty for perplexity."""
-    references: str
-    """Field with the right answer, or with a list of right answers."""
+    references: Annotated[tuple[_FieldName, ...], BeforeValidator(_listed), Field(min_length=1)]
+    """Field with the right answer, or with a list of right answers; of several, the first that a row has."""
     choices: tuple[str, ...] = ()
     """Of every row, for `choice`; the reference is one of them."""
     choices_field: str = ""
@@ -80,11 +104,27 @@ class Task(Settings):
     rows: int | None = Field(default=None, ge=1)
     """Judge on this many rows, drawn once and for all from the split; absent, on all."""
 
+    @field_validator("prompt")
+    @classmethod
+    def _has_plain_fields(cls, prompt: str) -> str:
+        parse_template(prompt)
+        return prompt
+
+    @field_validator("choices_field")
+    @classmethod
+    def _is_a_field(cls, name: str) -> str:
+        return check_field(name) if name else name
+
+    @field_validator("choices")
+    @classmethod
+    def _differ(cls, choices: tuple[str, ...]) -> tuple[str, ...]:
+        if choices and len(set(choices)) < max(2, len(choices)):
+            raise ValueError("should be two or more different ones")
+        return choices
+
     @field_validator("answer_pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
-        import re
-
         try:
             re.compile(pattern)
         except re.error as exc:
@@ -101,12 +141,37 @@ class Task(Settings):
             raise ValueError('kind "exact" needs `answer_pattern`')
         if not self.data and self.hub is None:
             raise ValueError("has neither `data` nor `hub`")
+        for names in (self.data, self.hub.splits if self.hub else {}):
+            if len(set(names.values())) < len(names):
+                raise ValueError(
+                    "has two splits from one place, so that one would be judged by what it learnt"
+                )
         return self
 
     @property
     def prompt_fields(self) -> tuple[str, ...]:
         """The fields of a row that the prompt is made of."""
-        return tuple(field for _, field, _, _ in string.Formatter().parse(self.prompt) if field)
+        return tuple(field for _, field in parse_template(self.prompt) if field)
+
+    def training_splits(self) -> tuple[Split, Split]:
+        """Return the split to train on and the one to hold out, `dev`, or `test` where there is no dev.
+
+        Raises:
+            RecipeError: The task has no prompts, none to train on, or none to hold out.
+        """
+        held_out = next((split for split in ("dev", "test") if split in self.splits), None)
+        if self.kind is TaskKind.PERPLEXITY or "train" not in self.splits or held_out is None:
+            raise RecipeError(
+                f"task `{self.name}` is to judge by: it has no prompts to train on and others to hold out",
+                hint=f"its splits: {', '.join(self.splits)}",
+            )
+        return "train", held_out
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that it has."""
+        known = {*self.data, *(self.hub.splits if self.hub else ())}
+        return tuple(split for split in get_args(Split) if split in known)
 
 
 def load_task(name: str) -> Task:
@@ -115,19 +180,21 @@ def load_task(name: str) -> Task:
     Raises:
         RecipeError: There is none, or it is none.
     """
-    path = Path(name) if name.endswith(".toml") else PACKAGED / f"{name}.toml"
-    if not path.is_file():
+    is_own = name.endswith(".toml")
+    path = Path(name) if is_own else PACKAGED / f"{name}.toml"
+    if not (is_there(path) if is_own else name in packaged_tasks()):
         hint = f"packaged tasks: {', '.join(packaged_tasks())}; or the path of a .toml file"
         raise RecipeError(f"no task `{name}`", hint=hint)
     try:
         return Task.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise RecipeError(f"cannot read the task `{path}`: {exc}") from exc
     except ValidationError as exc:
         faults = "; ".join(
-            ".".join(map(str, fault["loc"])) + f" {fault['msg']}" for fault in exc.errors(include_url=False)
+            " ".join([*(f"`{key}`" for key in fault["loc"]), fault["msg"].removeprefix("Value error, ")])
+            for fault in exc.errors(include_url=False)
         )
         raise RecipeError(f"`{path}` is no task: {faults}", hint="docs/tasks.md lists every key") from exc
+    except (OSError, ValueError, RecursionError) as exc:
+        raise RecipeError(f"cannot read the task `{path}`: {exc}") from exc
 
 
 def packaged_tasks() -> tuple[str, ...]:

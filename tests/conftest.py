@@ -29,6 +29,15 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def data_kit() -> Path:
+    """The folder with real data sets: `AMMD_TEST_DATA`, else `shared/data` beside this repository."""
+    folder = Path(os.environ.get("AMMD_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no data kit at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random llama of 4 layers with grouped-query attention and a byte-level BPE tokenizer, as a folder."""
     return build_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
