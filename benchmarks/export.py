@@ -8,9 +8,10 @@ file is from the checkpoint. Each file is made, proven and timed by itself, its 
 file is removed, so an interrupted run goes on. Seconds include the conversion to F16 that a quantizer starts from, and
 for the first scheme with a matrix its measuring.
 
-Prints one JSON line last and writes `benchmarks/results/export.json`, leaving other models' rows there as they are.
+Prints one JSON line last and writes `benchmarks/results/export.json`, leaving rows of other models and schemes there as
+they are; each says which revision made it of which checkpoint.
 Rows: model, scheme, imatrix, file_bytes, bits_per_weight, fallbacks, kl_nats, top1, perplexity_change,
-decode_tokens_per_s, seconds, peak_rss_bytes, revision.
+decode_tokens_per_s, seconds, peak_rss_bytes, revision, checkpoint_sha256.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from cells import Cells
 from document import kept, publish, revision
 from parts import run
 
-from ammd.artifact import hash_file
+from ammd.artifact import hash_file, whole_record
 from ammd.errors import EngineError
 from ammd.export import stage as export_stage
 from ammd.export.optimum_exporter import missing_exporter
@@ -63,13 +64,18 @@ def main() -> None:
     names = {f"{scheme.value}{'+imatrix' if matrix else ''}": (scheme, matrix) for scheme, matrix in wanted}
     found = cells.compute(names, lambda name: measure(arguments, *names[name]))
     rows = [{"model": arguments.name} | found[name] for name in names]
-    facts = {
-        "revision": revision(),
-        "texts": hash_file(arguments.texts),
-        "heldout": hash_file(arguments.heldout),
-    }
-    others, settings = kept("export", "model", arguments.name)
-    publish("export", others + rows, settings=settings | {arguments.name: facts})
+    facts = {"texts": hash_file(arguments.texts), "heldout": hash_file(arguments.heldout)}
+    before, settings = kept("export", "model")
+    if any(settings.get(arguments.name, facts)[key] != value for key, value in facts.items()):
+        before = [row for row in before if row["model"] != arguments.name]  # of other texts
+    publish("export", replaced(before, rows), settings=settings | {arguments.name: facts})
+
+
+def replaced(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return `before` with `rows` in the places of those that they measure anew."""
+    merged = {(row["model"], row["scheme"], row["imatrix"]): row for row in before}
+    merged |= {(row["model"], row["scheme"], row["imatrix"]): row for row in rows}
+    return list(merged.values())
 
 
 def measure(arguments: argparse.Namespace, scheme: Scheme, with_imatrix: bool) -> dict[str, Any]:
@@ -112,6 +118,7 @@ def measure(arguments: argparse.Namespace, scheme: Scheme, with_imatrix: bool) -
         "seconds": made["seconds"],
         "peak_rss_bytes": made["peak_rss_bytes"],
         "revision": revision(),
+        "checkpoint_sha256": whole_record(arguments.checkpoint).sha256,
     }
 
 

@@ -183,9 +183,9 @@ def export_part(document: Mapping[str, Any]) -> Iterable[str]:
         "same top-1, %",
         "perplexity, %",
     ]
-    head += ["decode, tokens/s", "made in, s", "peak, MB"]
+    head += ["decode, tokens/s", "made in, s", "peak, MB", "revision"]
     for model in dict.fromkeys(row["model"] for row in document["rows"]):
-        yield f"**{model}**, revision {document['settings'][model]['revision'][:7]}"
+        yield f"**{model}**"
         lines = [head, ["---"] * len(head)]
         for row in document["rows"]:
             if row["model"] == model:
@@ -202,6 +202,7 @@ def export_part(document: Mapping[str, Any]) -> Iterable[str]:
                         f"{row['decode_tokens_per_s']:.0f}",
                         f"{row['seconds']:.0f}",
                         f"{row['peak_rss_bytes'] / 1e6:.0f}",
+                        row.get("revision", "")[:7],
                     ]
                 )
         yield "\n".join("| " + " | ".join(line) + " |" for line in lines)
