@@ -10,6 +10,7 @@ has to be told the place of each output anew; so only the cache that stays where
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     Wrap = Callable[[NDArray[Any]], Any]
 
 _PLACES_AHEAD = 64  # tokens
+_CACHE_LINE_BYTES = 64
 
 
 class Cache(Protocol):
@@ -107,7 +109,9 @@ class SharedCache:
         self._session = session
         self._feeds = feeds
         self.buffers = {
-            entry.past: wrap(np.zeros((1, entry.heads, context_tokens, entry.head_size), graph.cache_type))
+            entry.past: wrap(
+                _aligned_zeros((1, entry.heads, context_tokens, entry.head_size), graph.cache_type)
+            )
             for entry in graph.cache
         }
         self._many, self._one = session.io_binding(), session.io_binding()
@@ -119,7 +123,7 @@ class SharedCache:
         # One token's id and logits also keep their place, so that a step binds the mask and nothing else.
         self._id = feeds.ids(np.zeros((1, 1), np.int64))
         self._one.bind_ortvalue_input(IDS, wrap(self._id))
-        row = np.zeros((1, 1, graph.vocab_size), graph.logits_type)
+        row = _aligned_zeros((1, 1, graph.vocab_size), graph.logits_type)
         self._one.bind_ortvalue_output(LOGITS, wrap(row))
         self._logits = row[0, 0]
         self._places = _StepPlaces(feeds, wrap, context_tokens=context_tokens)
@@ -178,6 +182,20 @@ class GrowingCache:
 
         last: Logits = self.extend(np.array([[token_id]]), start)[-1]
         return last
+
+
+def _aligned_zeros(shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
+    """Return zeros that begin at a cache line, as onnxruntime's own buffers do.
+
+    numpy's large arrays begin 16 bytes behind one, so that every vector of 64 bytes lies in two.
+    """
+    import numpy as np
+
+    kind = np.dtype(kind)
+    size = math.prod(shape) * kind.itemsize
+    memory = np.zeros(size + _CACHE_LINE_BYTES, np.uint8)
+    start = -memory.ctypes.data % _CACHE_LINE_BYTES
+    return memory[start : start + size].view(kind).reshape(shape)
 
 
 def _float32(logits: NDArray[Any]) -> Logits:

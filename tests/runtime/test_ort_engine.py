@@ -84,6 +84,7 @@ def test_tokens_get_their_own_places_up_to_the_end_of_the_context_and_in_a_new_s
         OrtEngine(int4, threads=1, context_tokens=len(IDS)) as ours,
         GenaiEngine(int4, threads=1, context_tokens=len(IDS)) as genai,
     ):
+        assert {value.data_ptr() % 64 for value in ours._open_cache.buffers.values()} == {0}
         for prompt in (9, 30, 3):
             np.testing.assert_array_equal(rows(ours, IDS, prompt=prompt), rows(genai, IDS, prompt=prompt))
 
