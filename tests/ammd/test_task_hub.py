@@ -14,6 +14,7 @@ from ammd.errors import DataError
 from ammd.task import Task
 from ammd.task_data import digest_rows, read_task_rows, task_files
 
+pytest.importorskip("datasets", reason="the extra `hub` is not installed")
 COMMIT = "0123456789" * 4
 DIALOGUES = [
     {"id": "1", "dialogue": "A: {hi}\r\nB: hello", "summary": "A greets B."},
