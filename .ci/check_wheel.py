@@ -18,9 +18,9 @@ FOLDERS = {
     "pipeline": "ammd/pipeline",
 }
 DATA = {
-    "ammd": ["py.typed"],
+    "ammd": ["py.typed", "tasks/*.toml"],
     "runtime": ["*.toml", "*.sh"],
-    "pipeline": ["*.toml", "templates/*.toml", "*.json", "*.jsonl", "*.j2", "*.css", "*.js"],
+    "pipeline": ["recipes/*.toml", "templates/*.toml", "*.json", "*.jsonl", "*.j2", "*.css", "*.js"],
 }
 
 

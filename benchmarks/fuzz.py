@@ -148,7 +148,7 @@ def recipe() -> tuple[Read, list[bytes]]:
         found = recipes.load_recipe(folder / "x.toml", overrides=overrides)
         write_toml(found.model_dump(mode="json"))
 
-    whole = Path(recipes.__file__).with_name("quickstart.toml").read_bytes()
+    whole = Path(recipes.__file__).with_name("recipes").joinpath("quickstart.toml").read_bytes()
     return read, [
         whole,
         whole + b"\n#set distill.seed=3\n#set prepare.student={ kind = 'depth', layers = 3 }",

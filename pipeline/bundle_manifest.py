@@ -19,7 +19,7 @@ from ammd.errors import ArtifactError
 from .cache import Done
 from .license_note import license_lines
 from .model_card import LOADERS
-from .recipe_document import BUILTIN
+from .recipe_document import BUILTIN, data_name
 
 SCHEMA = "ammd.bundle/1"
 _LARGEST_BYTES = 16 << 20
@@ -117,9 +117,9 @@ def training_data(summary: Mapping[str, Any], done: Mapping[str, Done]) -> list[
     return [
         {
             "role": role,
-            "name": given[role] if given[role] == BUILTIN else Path(given[role]).name,
+            "name": (name := data_name(given, role)),
             "sha256": hashed[role].removeprefix("sha256:"),
-            "license": "apache-2.0" if given[role] == BUILTIN else None,
+            "license": "apache-2.0" if name == BUILTIN else None,
         }
         for role in ("prompts", "heldout")
     ]
@@ -146,7 +146,7 @@ def _plain(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _licences(summary: Mapping[str, Any]) -> list[str]:
     origin = summary["origin"] or {}
-    prompts = summary["recipe"]["prepare"]["prompts"]
+    prompts = data_name(summary["recipe"]["prepare"], "prompts")
     return license_lines(base=origin.get("base_model"), teacher=origin.get("teacher"), prompts=prompts)
 
 

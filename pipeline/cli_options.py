@@ -123,6 +123,16 @@ def set_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def data_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--data`."""
+    return click.option(
+        "--data",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="Folder in which tasks find their data.",
+    )(command)
+
+
 def sweep_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command what says how a sweep runs."""
     for option in (

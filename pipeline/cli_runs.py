@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from ammd.errors import INTERRUPTED
 from .cli_compare import compare
 from .cli_history import runs
 from .cli_options import (
+    data_option,
     emit,
     examples,
     json_option,
@@ -38,11 +40,12 @@ _NO_WAIT = click.option(
 
 @click.command(
     epilog=examples(
-        "ammd run my.toml --set distill.seed=1 --json > run.json",
+        "ammd run scitldr --data ../shared/data --set distill.seed=1 --json > run.json",
         "ammd run my.toml --set 'seed=[0,1,2]' --jobs 2 --memory '12 GB' --sort gguf-q4_k_m.rouge_l",
     )
 )
 @_RECIPE
+@data_option
 @set_option
 @_DRY_RUN
 @_NO_WAIT
@@ -53,9 +56,9 @@ _NO_WAIT = click.option(
 def run(recipe: Path | None, **options: Any) -> None:
     """Make everything RECIPE describes.
 
-    Student, files, proofs, numbers, report. RECIPE is a TOML file; without one the packaged quickstart
-    runs. What an earlier run has made from the same settings and inputs is kept, so running again
-    continues or ends at once. Another `ammd` that works on the same run is waited for.
+    Student, files, proofs, numbers, report. RECIPE is a TOML file or the name of a packaged recipe (docs/tasks.md);
+    without one the quickstart runs. What an earlier run has made from the same settings and inputs is kept, so
+    running again continues or ends at once. Another `ammd` that works on the same run is waited for.
 
     A recipe that lists values where one belongs is a sweep: all combinations run, the stages that they share once,
     and the exit code is the highest of any run.
@@ -65,6 +68,7 @@ def run(recipe: Path | None, **options: Any) -> None:
 
 @click.command(epilog=examples("ammd distill", "ammd distill my.toml --dry-run"))
 @_RECIPE
+@data_option
 @set_option
 @_DRY_RUN
 @_NO_WAIT
@@ -180,6 +184,7 @@ def _run(
     recipe: Path | None,
     *,
     overrides: tuple[str, ...],
+    data: Path | None,
     dry_run: bool,
     no_wait: bool,
     runs_dir: Path,
@@ -189,6 +194,8 @@ def _run(
 ) -> None:
     from .sweep import load_sweep
 
+    if data is not None:
+        overrides = (f"data={json.dumps(str(data))}", *overrides)
     sweep = load_sweep(recipe, overrides=overrides)
     if sweep.keys:
         _run_sweep(sweep, dry_run=dry_run, runs_dir=runs_dir, as_json=as_json, until=until, options=options)

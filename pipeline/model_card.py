@@ -14,7 +14,7 @@ from typing import Any
 
 from .file_notes import file_notes
 from .license_note import license_lines
-from .recipe_document import BUILTIN
+from .recipe_document import BUILTIN, data_name
 
 QUESTION = "Why is the sky blue?"
 _EXPORT = "export"
@@ -102,7 +102,7 @@ def _origin(summary: Mapping[str, Any]) -> dict[str, Any]:
     width = [f"{len(heads[0])} key-value heads"] if heads else []
     width += [f"{channels:,} feed-forward channels"] if channels else []
     shape += f" with {' and '.join(width)} a layer" if width else ""
-    prompts = recipe["prepare"]["prompts"]
+    prompts = data_name(recipe["prepare"], "prompts")
     written, train = training.get("teacher_written"), training.get("train_prompts")
     return {
         "origin": summary["origin"],
@@ -115,7 +115,7 @@ def _origin(summary: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": training.get("parameters"),
         "shape": shape,
         "student_text": _student(recipe["prepare"]["student"], base, cut=cut, whole=whole),
-        "data": "ammd's own quickstart prompts" if prompts == BUILTIN else f"`{_last_part(prompts)}`",
+        "data": "ammd's own quickstart prompts" if prompts == BUILTIN else f"`{prompts}`",
         "writers": "all written by the teacher" if written == train else f"{written} of them by the teacher",
     }
 

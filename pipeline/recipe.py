@@ -35,6 +35,7 @@ from .recipe_document import (
     get_value,
     read_draft,
 )
+from .task_inputs import default_response_tokens, find_task_faults
 
 _Section = TypeVar("_Section", bound=Settings)
 _SEEDED = ("prepare", "distill", "evaluate")  # sections that draw random numbers
@@ -47,6 +48,8 @@ class Recipe(Settings):
     """Folder below the runs folder in which the runs of this recipe lie."""
     seed: int = Field(default=0, ge=0)
     """Start of every random choice; a section's own `seed` goes before it."""
+    data: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """Folder in which tasks find their data; a section's own `data` goes before it."""
     prepare: PrepareSettings
     """Teacher, prompts, the teacher's responses, and the untrained student."""
     distill: DistillSettings = DistillSettings()
@@ -88,7 +91,7 @@ def check_document(
     document: dict[str, Any], *, check_files: bool = True
 ) -> tuple[Recipe | None, list[Fault]]:
     """Return the recipe that a document is, unless it is none, and everything that is wrong with it."""
-    _hand_down_seed(document)
+    _hand_down(document)
     missing = _find_missing_files(document) if check_files else []
     try:
         recipe = Recipe.model_validate(document)
@@ -173,6 +176,18 @@ def _find_missing_trackers(recipe: Recipe) -> list[Fault]:
     ]
 
 
+def _hand_down(document: dict[str, Any]) -> None:
+    """Give the sections what the recipe says for all of them, and a training for a task the task's length."""
+    _hand_down_seed(document)
+    prepare = document.get("prepare")
+    if not isinstance(prepare, dict) or "task" not in prepare:
+        return
+    if document.get("data") is not None:
+        prepare.setdefault("data", document["data"])
+    if (longest := default_response_tokens(prepare["task"])) is not None:
+        prepare.setdefault("response_tokens", longest)
+
+
 def _hand_down_seed(document: dict[str, Any]) -> None:
     seed = document.get("seed")
     if not isinstance(seed, int) or seed < 0:
@@ -204,6 +219,9 @@ def _find_missing_files(document: dict[str, Any]) -> list[Fault]:
         value = get_value(document, path)
         if isinstance(value, str) and not _is_file(data_file(value, path)):
             faults.append(Fault(path=path, value=value, text="there is no such file"))
+    task, data = (get_value(document, ("prepare", key)) for key in ("task", "data"))
+    if isinstance(task, str) and isinstance(data, str | None):
+        faults += find_task_faults(("prepare", "task"), task, data, is_trained_on=True)
     for path in TEXTS:
         texts = get_value(document, path)
         for text in texts if isinstance(texts, list) else ():

@@ -22,6 +22,7 @@ from .faults import Fault
 from .toml_text import parse_value
 
 BUILTIN = "builtin:quickstart"
+RECIPES = files("ammd.pipeline").joinpath("recipes")  # those that ship with the package, by name
 # Keys that name a model, and keys that name a data file with its name inside the package.
 SOURCES: tuple[tuple[str, ...], ...] = (("prepare", "teacher"), ("prepare", "student", "source"))
 DATA_FILES: Mapping[tuple[str, ...], str] = {
@@ -29,6 +30,8 @@ DATA_FILES: Mapping[tuple[str, ...], str] = {
     ("prepare", "heldout"): "quickstart_heldout.jsonl",
 }
 TEXTS = (("prepare", "vocabulary", "texts"), ("export", "imatrix", "texts"))  # keys with lists of data files
+FOLDERS = (("data",), ("prepare", "data"))  # keys that name the folder of tasks' data
+TASKS = (("prepare", "task"),)  # keys that name a task, a packaged one or the path of a .toml file
 
 # Settings to change: `a.b=value` with a TOML value, as `--set` takes it, or values of Python by dotted key.
 Changes = Sequence[str] | Mapping[str, object]
@@ -107,6 +110,14 @@ def data_file(name: str, key: tuple[str, ...]) -> Path:
     return Path(name)
 
 
+def data_name(prepare: Mapping[str, Any], role: str) -> str:
+    """Return what others may be told of where the texts of `role` are from: no folders of this machine."""
+    if (task := prepare.get("task")) is not None:
+        return f"task {Path(task).stem}"
+    given: str = prepare[role]
+    return given if given == BUILTIN else Path(given).name
+
+
 def _parse(changes: Changes) -> Iterator[tuple[str, str, Any]]:
     """Yield the text of each change as given, its key and its value."""
     if isinstance(changes, Mapping):
@@ -126,35 +137,50 @@ def _as_toml(value: object) -> Any:
     return [_as_toml(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def packaged_recipes() -> tuple[str, ...]:
+    """Return the names of the recipes that ship with the package."""
+    return tuple(sorted(Path(file.name).stem for file in RECIPES.iterdir()))
+
+
 def _read_text(path: Path | None) -> tuple[str, str, Path]:
     """Return what messages call a recipe, its text, and the folder at which relative paths start."""
-    if path is None:
-        text = files("ammd.pipeline").joinpath("quickstart.toml").read_text(encoding="utf-8")
-        return "quickstart.toml", text, Path.cwd()
+    name = "quickstart" if path is None else str(path)
+    if path is None or (name in packaged_recipes() and not path.is_file()):
+        text = RECIPES.joinpath(f"{name}.toml").read_text(encoding="utf-8")
+        return f"{name}.toml", text, Path.cwd()
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as exc:
-        raise RecipeError(f"cannot read recipe `{path}`: {exc.strerror}", path=str(path)) from exc
+        names = ", ".join(packaged_recipes())
+        raise RecipeError(
+            f"cannot read recipe `{path}`: {exc.strerror}", hint=f"packaged recipes: {names}", path=str(path)
+        ) from exc
     except UnicodeDecodeError as exc:
         raise RecipeError(f"recipe `{path}` is not UTF-8 text", path=str(path)) from exc
     return str(path), text, path.resolve().parent
 
 
 def _resolve_paths(document: dict[str, Any], folder: Path) -> None:
-    for path in (*SOURCES, *DATA_FILES, *TEXTS):
+    for path in (*SOURCES, *DATA_FILES, *TEXTS, *FOLDERS):
         document.update(_resolve(document, path, folder))
+    for path in TASKS:
+        document.update(_resolve(document, path, folder, suffix=".toml"))
 
 
-def _resolve(value: Any, path: tuple[str, ...], folder: Path) -> Any:
-    """Return a value in which the path at `path` is absolute, in each item of every list on the way."""
+def _resolve(value: Any, path: tuple[str, ...], folder: Path, *, suffix: str = "") -> Any:
+    """Return a value in which the path at `path` is absolute, in each item of every list on the way.
+
+    A value without the suffix is the name of something that is packaged.
+    """
     if isinstance(value, list):
-        return [_resolve(item, path, folder) for item in value]
+        return [_resolve(item, path, folder, suffix=suffix) for item in value]
     if path:
         key, *below = path
         if not isinstance(value, dict) or key not in value:
             return value
-        return {**value, key: _resolve(value[key], tuple(below), folder)}
-    if not isinstance(value, str) or not value or value.startswith(("hub:", "pypi:", BUILTIN)):
+        return {**value, key: _resolve(value[key], tuple(below), folder, suffix=suffix)}
+    is_path = isinstance(value, str) and value and value.endswith(suffix)
+    if not is_path or value.startswith(("hub:", "pypi:", BUILTIN)):
         return value
     try:
         return str((folder / Path(value).expanduser()).resolve())

@@ -13,7 +13,6 @@ import torch
 
 from ammd.distill.byte_level_bpe import read_byte_level_bpe
 from ammd.distill.checkpoint import end_token_ids, load_model, load_tokenizer, save_checkpoint
-from ammd.distill.settings import VocabularySettings
 from ammd.distill.trimming import (
     TrimmedTokenizer,
     named_token_ids,
@@ -22,6 +21,7 @@ from ammd.distill.trimming import (
     trim_tokenizer,
 )
 from ammd.distill.vocabulary import VocabularyPlan
+from ammd.distill.vocabulary_settings import VocabularySettings
 from ammd.errors import DistillError
 
 TEXT = "the weather größer мягких 12 x\n"

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ammd.distill.settings import VocabularySettings
 from ammd.distill.trimming import TrimmedTokenizer, trim_tokenizer
 from ammd.distill.vocabulary import KeptTokens, VocabularyPlan, count_texts
+from ammd.distill.vocabulary_settings import VocabularySettings
 from ammd.errors import DataError, DistillError, RecipeError
 from ammd.pipeline.recipe import load_recipe
 

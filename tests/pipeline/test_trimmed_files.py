@@ -25,9 +25,9 @@ def trimmed(smollm2_checkpoint: Path, tmp_path: Path) -> Path:
     from ammd.distill.checkpoint import load_model, load_tokenizer, save_checkpoint
     from ammd.distill.depth import cut_layers
     from ammd.distill.prompts import Example, write_examples
-    from ammd.distill.settings import VocabularySettings
     from ammd.distill.trimming import trim_model, trim_tokenizer
     from ammd.distill.vocabulary import VocabularyPlan
+    from ammd.distill.vocabulary_settings import VocabularySettings
 
     full = load_tokenizer(smollm2_checkpoint)
     model = load_model(smollm2_checkpoint, dtype=torch.float32)
