@@ -12,6 +12,9 @@ not show of how much they differ.
 Two models, or two ways of training, that were judged on the same prompts are compared prompt by prompt:
 `paired_interval` draws the prompts, and what both did on each stays together.
 
+A score of a whole corpus, as BLEU, is no mean of scores: `corpus_draws` draws rows and computes the score of each
+corpus that comes of it from the rows' own counts.
+
 Sources: Kalibera and Jones 2013, Rigorous benchmarking in reasonable time (random effects at every level of
 repetition); Rao and Wu 1988, Resampling inference with complex survey data (n - 1 of n draws give the variance without
 bias); Abramowitz and Stegun, 26.7.5 (quantiles of Student's t).
@@ -19,7 +22,7 @@ bias); Abramowitz and Stegun, 26.7.5 (quantiles of Student's t).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,18 +35,19 @@ DRAWS = 2000
 _TAILS = (0.025, 0.975)
 _STILL = 1e-12  # a standard error that is rounding
 _NORMAL = 1.959964  # the normal distribution's upper tail of these
+_COUNTS_AT_ONCE = 1 << 22  # how often each row is drawn, in the draws that exist at once
 
 
 def median_interval(samples: Samples, *, generator: np.random.Generator) -> tuple[float, float]:
     """Return the 95 % interval of the median over all of `samples`."""
-    return _middle(_medians(samples, generator))
+    return middle(_medians(samples, generator))
 
 
 def ratio_interval(
     current: Samples, baseline: Samples, *, generator: np.random.Generator
 ) -> tuple[float, float]:
     """Return the 95 % interval of the median of `current` over that of `baseline`, each drawn by itself."""
-    return _middle(_medians(current, generator) / _medians(baseline, generator))
+    return middle(_medians(current, generator) / _medians(baseline, generator))
 
 
 def next_interval(samples: Samples, *, generator: np.random.Generator) -> tuple[float, float]:
@@ -52,7 +56,7 @@ def next_interval(samples: Samples, *, generator: np.random.Generator) -> tuple[
 
     fewer = max(1, len(samples) - 1)
     ratios = _medians(samples, generator, processes=fewer) / _medians(samples, generator, processes=fewer)
-    low, high = (_wider(end, processes=len(samples)) for end in _middle(ratios))
+    low, high = (_wider(end, processes=len(samples)) for end in middle(ratios))
     median = float(np.median(np.concatenate([np.asarray(one, dtype=np.float64) for one in samples])))
     return median * low, median * high
 
@@ -90,7 +94,44 @@ def paired_interval(
         # A draw in which nothing counts says nothing.
         drawn.append(of[seed, prompt].sum(axis=(1, 2)) / np.where(totals, totals, np.nan))
     differences = drawn[0] - drawn[1]
-    return means[0] - means[1], *_middle(differences[~np.isnan(differences)])
+    return means[0] - means[1], *middle(differences)
+
+
+def corpus_draws(
+    counts: NDArray[np.float64],
+    score: Callable[[Sequence[float]], float],
+    *,
+    generator: np.random.Generator,
+) -> NDArray[np.float64]:
+    """Return what the mean over seeds of a corpus score is in each of `DRAWS` corpora.
+
+    Two models' draws with generators of one seed are paired: the same rows and seeds are in each.
+
+    Args:
+        counts: What each row adds to the sums from which the score is computed, by sampling seed. [S][R][K]
+        score: The score of a corpus, from its K sums.
+        generator: Draws rows with replacement, the same for all seeds, and seeds with replacement.
+    """
+    import numpy as np
+
+    seeds, rows, _ = counts.shape
+    drawn_seeds = generator.integers(seeds, size=(DRAWS, seeds))
+    scores: list[list[float]] = []
+    for start in range(0, DRAWS, step := max(1, _COUNTS_AT_ONCE // rows)):
+        size = min(step, DRAWS - start)
+        times = generator.multinomial(rows, np.full(rows, 1 / rows), size=size).astype(np.float64)
+        totals = (times @ counts).swapaxes(0, 1)  # [size][S][K]; whole numbers stay whole
+        scores += [[score(sums) for sums in of_draw] for of_draw in totals.tolist()]
+    means: NDArray[np.float64] = np.take_along_axis(np.asarray(scores), drawn_seeds, axis=1).mean(axis=1)
+    return means
+
+
+def middle(draws: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the middle 95 % of draws; those in which nothing counts say nothing."""
+    import numpy as np
+
+    low, high = np.nanquantile(draws, _TAILS)
+    return float(low), float(high)
 
 
 def simultaneous_intervals(
@@ -166,10 +207,3 @@ def _medians(
     rows = np.arange(DRAWS)
     medians: NDArray[np.float64] = (drawn[rows, (total - 1) // 2] + drawn[rows, total // 2]) / 2
     return medians
-
-
-def _middle(draws: NDArray[np.float64]) -> tuple[float, float]:
-    import numpy as np
-
-    low, high = np.quantile(draws, _TAILS)
-    return float(low), float(high)

@@ -22,15 +22,26 @@ def rouge_l(answers: Sequence[str], targets: Sequence[str]) -> float:
 def each_rouge_l(answers: Sequence[str], targets: Sequence[str]) -> list[float]:
     """Return the ROUGE-L F-measure of each answer against its target, from 0 to 1.
 
-    Longest common subsequence of words, stemmed, as Google's `rouge-score` computes it (lower case, letters
-    and digits only). Both sequences have the same length.
+    Both sequences have the same length.
+    """
+    found = each_rouge(answers, [(target,) for target in targets], kinds=("rougeL",))
+    return [one["rougeL"] for one in found]
+
+
+def each_rouge(
+    answers: Sequence[str], references: Sequence[Sequence[str]], *, kinds: Sequence[str]
+) -> list[dict[str, float]]:
+    """Return F-measures of each answer against the best of its references for each kind, from 0 to 1.
+
+    Words are stemmed, in lower case, letters and digits only, as Google's `rouge-score` has them: `rouge1` and `rouge2`
+    count n-grams, `rougeL` the longest common subsequence. Both sequences have the same length.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    scorer = RougeScorer(list(kinds), use_stemmer=True)
     return [
-        float(scorer.score(target, answer)["rougeL"].fmeasure)
-        for answer, target in zip(answers, targets, strict=True)
+        {kind: float(score.fmeasure) for kind, score in scorer.score_multi(list(right), answer).items()}
+        for answer, right in zip(answers, references, strict=True)
     ]
 
 
