@@ -63,7 +63,7 @@ def api_page() -> str:
         "```python\nimport json\nimport sys\nfrom pathlib import Path\n\nimport ammd\n```\n",
     ]
     functions = [getattr(api, name) for name in ammd.__all__ if name != "errors"]
-    for function in sorted(functions, key=lambda function: function.__code__.co_firstlineno):
+    for function in sorted(functions, key=lambda one: (one.__module__, one.__code__.co_firstlineno)):
         parts.append(_function_section(function))
     return "\n".join(parts)
 

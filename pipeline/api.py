@@ -15,24 +15,34 @@ from typing import Any, Literal
 from ammd.errors import AmmdError
 from ammd.export.settings import ExportSettings
 from ammd.runtime.settings import BenchSettings, EvaluateSettings, VerifySettings
+from ammd.task import Split
 
 from .alone import check_recorded, export_to, find_in_run, measure, named, part_of_run
 from .any_path import AnyPath, as_path, as_paths
+from .api_release import bundle, verify_bundle
 from .bench_files import MAX_REGRESSION, bench_files
-from .bundle import make_bundle
-from .bundle_choice import Target
-from .bundle_verify import verify_bundle as check_bundle
 from .compare import SAMPLES
 from .compare_named import compare_named
 from .recipe import load_section
 from .recipe_document import BUILTIN, Changes, data_file
 from .run import run_recipe
 from .run_checks import check_run
-from .runs import find_run
 from .sweep import load_sweep
 from .sweep_document import check_sweep
 from .sweep_run import run_sweep
+from .task_eval import score_tasks
 
+__all__ = [
+    "bench",
+    "bundle",
+    "compare",
+    "evaluate",
+    "evaluate_tasks",
+    "export_checkpoint",
+    "run",
+    "verify",
+    "verify_bundle",
+]
 Document = dict[str, Any]
 
 
@@ -219,6 +229,54 @@ def evaluate(
     return measure("evaluate", settings=load_section(EvaluateSettings, settings), inputs=inputs)
 
 
+def evaluate_tasks(
+    models: AnyPath | Sequence[AnyPath],
+    *,
+    tasks: str | Sequence[str],
+    data: AnyPath | None = None,
+    split: Split = "test",
+    rows: int | None = None,
+    out: AnyPath | None = None,
+    engine: str | None = None,
+) -> Document:
+    """Let models answer language tasks and score what they say.
+
+    Answers are kept row by row: an evaluation that was killed goes on, and one that is repeated costs nothing.
+
+    Args:
+        models: Checkpoints and files, one or several.
+        tasks: Packaged names or paths of .toml files, one or several (docs/tasks.md).
+        data: Folder below which the tasks' files lie; None where they come from a hub.
+        split: Which rows of the tasks.
+        rows: Ask no more than this many, the same ones for every model.
+        out: Folder for answers and scores; None keeps the answers in the user's cache.
+        engine: That runs the models; None goes by the form of each.
+
+    Returns:
+        `ammd.task/1`: under `tasks` what was asked, under `models` each model's numbers with their intervals.
+
+    Raises:
+        RecipeError: There is no such task.
+        DataError: A task's rows cannot be read.
+        ArtifactError: `out` holds the answers of another model or to another version of the task.
+        EngineError: A model cannot be run.
+
+    Example:
+        scored = ammd.evaluate_tasks([student, file], tasks=["dolly", "strategyqa"], data="data", rows=50)
+        for model in scored["models"]:
+            print(model["name"], model["tasks"]["dolly"]["metrics"]["rouge_l"])
+    """
+    return score_tasks(
+        as_paths(models),
+        tasks=[tasks] if isinstance(tasks, str) else tasks,
+        data=as_path(data),
+        split=split,
+        rows=rows,
+        out=as_path(out),
+        engine=engine,
+    )
+
+
 def bench(
     files: AnyPath | Sequence[AnyPath],
     *,
@@ -315,72 +373,6 @@ def compare(
         with _carrying(document):
             found.check()
     return document
-
-
-def bundle(
-    run: AnyPath,
-    *,
-    target: Literal["android", "ios", "desktop"],
-    files: Sequence[str] = (),
-    out: AnyPath | None = None,
-    sign: AnyPath | None = None,
-    force: bool = False,
-    runs_dir: AnyPath = "runs",
-) -> Document:
-    """Pack a finished run's proven files for release, as a folder and a `.tar.zst` beside it.
-
-    Args:
-        run: A run's folder, NAME/ID, the beginning of an ID, or a NAME that has one run.
-        target: Where the files are to run; phones get the 4-bit GGUF and `onnx-int4`, desktops all.
-        files: Names of those to take instead.
-        out: Folder to write; None takes `NAME-TARGET`.
-        sign: minisign secret key; its password is in the variable AMMD_SIGN_PASSWORD.
-        force: Replace a bundle that is there.
-        runs_dir: Folder of all runs.
-
-    Returns:
-        `ammd.release/1`: where folder and archive lie, and the bytes and sha256 of every file.
-
-    Raises:
-        ArtifactError: The run is not finished or was altered, or something is in the way.
-        ParityError: A file is not proven.
-        BudgetExceededError: A file misses its budget.
-
-    Example:
-        packed = ammd.bundle(summary["path"], target="desktop", out="release")
-        print(packed["archive"], packed["archive_sha256"])
-    """
-    return make_bundle(
-        find_run(str(run), runs_dir=Path(runs_dir)),
-        target=Target(target),
-        names=files,
-        out=as_path(out),
-        key=as_path(sign),
-        force=force,
-    )
-
-
-def verify_bundle(
-    bundle: AnyPath, *, public_key: str | None = None, unpack: AnyPath | None = None
-) -> Document:
-    """Check that a bundle is what was made: every hash, nothing missing, nothing more.
-
-    Args:
-        bundle: Its folder or its `.tar.zst`.
-        public_key: minisign key, a file or its line, that has to have signed it.
-        unpack: Folder to leave an archive's files in, if all is right.
-
-    Returns:
-        `ammd.bundle_check/1`: what it holds, and whether its signature is `valid`, `not checked` or `none`.
-
-    Raises:
-        ArtifactError: Anything is not as it was made, or the archive is unsafe to unpack.
-
-    Example:
-        found = ammd.verify_bundle(packed["archive"], unpack="unpacked")
-        print(found["files"], found["signature"])
-    """
-    return check_bundle(Path(bundle), public_key=public_key, unpack_to=as_path(unpack))
 
 
 @contextmanager

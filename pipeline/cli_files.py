@@ -12,6 +12,7 @@ from ammd.errors import INTERRUPTED
 from ammd.runtime.artifact_ref import EngineKind
 
 from .cli_bench import bench
+from .cli_eval import evaluate
 from .cli_options import (
     emit,
     engine_option,
@@ -131,40 +132,6 @@ def _verify_bundle(bundle: Path, *, public_key: str | None, unpack: Path | None,
     emit(found, lambda: [describe(found)], as_json=as_json)
     if unpack:
         click.echo(found["path"], err=True)
-
-
-@click.command(
-    name="eval",
-    epilog=examples(
-        "ammd eval student-q4_k_m.gguf --teacher teacher --heldout heldout.jsonl",
-        "ammd eval runs/quickstart/3f9a01c2/export/onnx-int4 --json",
-    ),
-)
-@click.argument("models", nargs=-1, required=True, type=_PATH)
-@click.option("--teacher", type=_PATH, help="Checkpoint to compare with.  [default: the run's]")
-@click.option("--heldout", type=_PATH, help="Held-out JSONL of a prepare stage.  [default: the run's]")
-@engine_option
-@set_option
-@json_option
-@screen_options
-def evaluate(
-    models: tuple[Path, ...],
-    teacher: Path | None,
-    heldout: Path | None,
-    engine: str | None,
-    overrides: tuple[str, ...],
-    as_json: bool,
-) -> None:
-    """Judge the answers of MODELS.
-
-    KL to the teacher, ROUGE-L against its text, repetition, on held-out prompts. `--set` takes the keys
-    of a recipe's [evaluate] section.
-    """
-    from .api import evaluate as judge
-    from .table import facts_table
-
-    document = judge(models, teacher=teacher, heldout=heldout, engine=engine, settings=overrides)
-    emit(document, lambda: [facts_table(document["quality"], title="quality")], as_json=as_json)
 
 
 @click.command(

@@ -5,8 +5,8 @@ not meet another library's, and a crash in native code becomes an error message 
 The parent sleeps meanwhile. Requests and results cross as lines of JSON, so that nothing live does; what libraries
 print goes to a log.
 
-Run as `python -m ammd.runtime.child`: each line in is `[MODULE:FUNCTION, REQUEST]`, each line out its outcome. One that
-is named on the command line is the only one.
+Run as `python -m ammd.runtime.child`: each line in is `[MODULE:FUNCTION, REQUEST]`, each line out its outcome, or a
+part of it where the function is a generator. One that is named on the command line is the only one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TextIO, cast
 
@@ -75,16 +75,27 @@ class Child:
 
     def call(self, target: str, request: Mapping[str, object]) -> dict[str, Any]:
         """As the function `call`, in this process."""
-        stdin, stdout = cast(TextIO, self._process.stdin), cast(TextIO, self._process.stdout)
-        try:
+        self._ask(target, request)
+        return outcome_of(self._next_line(target))
+
+    def stream(self, target: str, request: Mapping[str, object]) -> Iterator[dict[str, Any]]:
+        """Give what the generator function `target` yields, each as soon as it comes; raises as `call` does."""
+        self._ask(target, request)
+        while "part" in (answer := self._next_line(target)):
+            yield answer["part"]
+        outcome_of(answer)
+
+    def _ask(self, target: str, request: Mapping[str, object]) -> None:
+        stdin = cast(TextIO, self._process.stdin)
+        with contextlib.suppress(BrokenPipeError):  # it died before it could read, which its silence will say
             stdin.write(json.dumps([target, request]) + "\n")
             stdin.flush()
-            line = stdout.readline()
-        except BrokenPipeError:  # it died before it could read
-            line = ""
+
+    def _next_line(self, target: str) -> dict[str, Any]:
+        line = cast(TextIO, self._process.stdout).readline()
         if not line:
             raise self._death(target)
-        return outcome_of(json.loads(line))
+        return cast(dict[str, Any], json.loads(line))
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -153,11 +164,20 @@ def main() -> None:
         module, _, function = target.partition(":")
         try:
             run = getattr(importlib.import_module(f"{_PACKAGE}.{module}"), function)
-            outcome: dict[str, object] = {"result": run(request)}
+            result = run(request)
+            if isinstance(result, Iterator):
+                for part in result:
+                    _write(answers, {"part": part})
+                result = {}
+            outcome: dict[str, object] = {"result": result}
         except AmmdError as exc:
             outcome = {"error": _describe(exc)}
-        answers.write(json.dumps(outcome) + "\n")
-        answers.flush()
+        _write(answers, outcome)
+
+
+def _write(answers: TextIO, line: Mapping[str, object]) -> None:
+    answers.write(json.dumps(line) + "\n")
+    answers.flush()
 
 
 if __name__ == "__main__":

@@ -33,6 +33,13 @@ def quick(stand_in, recipe_path, tmp_path, monkeypatch, bench_document):
 
     monkeypatch.setattr(alone, "run_in_child", child)
     monkeypatch.setattr("ammd.pipeline.bench_files.describe_machine", lambda: document["machine"])
+    metrics = {"rouge_l": {"value": 0.3, "low": 0.2, "high": 0.4}}
+    monkeypatch.setattr(  # the models that stand in cannot answer
+        "ammd.pipeline.api.score_tasks",
+        lambda paths, *, tasks, **_: {
+            "models": [{"name": path.name, "tasks": {tasks[0]: {"metrics": metrics}}} for path in paths]
+        },
+    )
     recipe_path.rename(recipe_path.with_name("mine.toml"))
     monkeypatch.chdir(recipe_path.parent)
     return document
