@@ -13,6 +13,7 @@ from ammd.runtime.artifact_ref import EngineKind
 
 from .cli_bench import bench
 from .cli_eval import evaluate
+from .cli_lm_eval import lm_eval
 from .cli_options import (
     emit,
     engine_option,
@@ -250,4 +251,4 @@ def chat(
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
-FILES = (export, verify, evaluate, bench, chat)
+FILES = (export, verify, evaluate, lm_eval, bench, chat)

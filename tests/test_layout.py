@@ -96,5 +96,5 @@ def test_readme_commands_are_commands() -> None:
     from ammd.pipeline.cli import ammd_command
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    verbs = set(re.findall(r"`ammd (\w+)", readme))
+    verbs = set(re.findall(r"`ammd ([\w-]+)", readme))
     assert verbs <= set(ammd_command.commands)
