@@ -1,8 +1,7 @@
 """Decode many prompts at once: the loop under the teacher's texts, the student's rollouts and the evaluation.
 
-Prompts are padded on the left, so that the last column is every row's next token; what all of them begin with is
-run once. Rows that have ended leave the batch (their cache rows too), so that a few long responses do not keep
-paying for the short ones. Logits exist for the last position only.
+Rows that have ended leave the batch (their cache rows too), so that a few long responses do not keep paying for the
+short ones. Logits exist for the last position only. How prompts and tokens are read is `token_readers`' business.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .kv_cache import build_cache, cache_argument, has_plain_cache, run_shared, shared_tokens
+from .token_readers import begin_reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +42,7 @@ def decode_batch(
     """Return a response for each prompt, and the states it was chosen from where they are asked for.
 
     Args:
-        model: Causal language model whose logits are hidden states times unembedding.
+        model: Language model, causal or encoder-decoder, whose logits are hidden states times unembedding.
         prompts: Token ids, none empty; all run at once.
         max_new_tokens: Longest response.
         end_token_ids: Tokens after which a row is finished; a response includes the one that ended it.
@@ -52,43 +51,15 @@ def decode_batch(
         guide: A second model over the same vocabulary that reads along, for a choice that looks at both.
     """
     models = [model] if guide is None else [model, guide]
-    device = model.get_output_embeddings().weight.device
-    can_share = len(prompts) > 1 and all(map(has_plain_cache, models))
-    shared = shared_tokens(prompts) if can_share else 0
-    width = max(map(len, prompts)) - shared
-    token_ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros(len(prompts), width, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        start = width - len(prompt) + shared
-        token_ids[row, start:] = torch.tensor(prompt[shared:])
-        mask[row, start:] = 1
+    readers = [begin_reading(one, prompts, max_new_tokens=max_new_tokens) for one in models]
     responses: list[list[int]] = [[] for _ in prompts]
     # Which rows there are is known to the CPU, wherever the model runs.
     ends = torch.tensor(sorted(end_token_ids), dtype=torch.long)
     alive = torch.arange(len(prompts))  # place of each row still in the batch
     running = torch.ones(len(prompts), dtype=torch.bool)
-    position = (mask.cumsum(-1) - 1 + shared).clamp_(min=0)
-    mask = torch.nn.functional.pad(mask, (shared, 0), value=1)
-    token_ids, mask, position = token_ids.to(device), mask.to(device), position.to(device)
-    caches = [build_cache(one, capacity_tokens=mask.shape[1] + max_new_tokens) for one in models]
-    names = [cache_argument(one) for one in models]
-    if shared:
-        for one, cache in zip(models, caches, strict=True):
-            run_shared(
-                one, torch.tensor([prompts[0][:shared]], device=device), rows=len(prompts), cache=cache
-            )
     states: torch.Tensor | None = None
     for step in range(max_new_tokens):
-        read = [
-            one.get_decoder()(
-                input_ids=token_ids,
-                attention_mask=mask,
-                position_ids=position,
-                use_cache=True,
-                **{name: cache},
-            ).last_hidden_state[:, -1]
-            for one, name, cache in zip(models, names, caches, strict=True)
-        ]
+        read = [reader.read() for reader in readers]
         hiddens = read[0]
         if keep_states:
             if states is None:
@@ -105,13 +76,12 @@ def decode_batch(
             break
         if running.float().mean() <= 1 - _COMPACT_SHARE:
             keep = running.nonzero().squeeze(1)
-            alive, running, keep = alive[keep], running[keep], keep.to(device)
-            for cache in caches:
-                cache.batch_select_indices(keep)
-            mask, position, chosen = mask[keep], position[keep], chosen[keep]
-        token_ids = chosen.unsqueeze(1)
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        position = position[:, -1:] + 1
+            alive, running, keep = alive[keep], running[keep], keep.to(chosen.device)
+            chosen = chosen[keep]
+            for reader in readers:
+                reader.keep(keep)
+        for reader in readers:
+            reader.append(chosen)
     return responses, states
 
 

@@ -52,13 +52,38 @@ def read_conversations(path: Path) -> list[Conversation]:
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
     """Return the ids of the rendered messages with the generation prompt at the end.
 
+    Without a chat template, a tokenizer that ends every text itself is an encoder-decoder's (T5): its source is the
+    user's message, behind a system message and a blank line where there is one, and the end token.
+
     Raises:
-        DataError: The tokenizer has no chat template.
+        DataError: The tokenizer has no chat template and is none of those, or there are several turns without one.
     """
-    if not tokenizer.chat_template:
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        return tuple(tokenizer.encode(text, add_special_tokens=False))
+    if not ends_texts(tokenizer):
         raise DataError("the model has no chat template", hint="use an instruction-tuned model")
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    return tuple(tokenizer.encode(text, add_special_tokens=False))
+    return tuple(tokenizer.encode(source_text(messages)))
+
+
+def ends_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether the tokenizer puts the end token behind every text and nothing before it, as encoders expect."""
+    return tokenizer.eos_token_id is not None and list(tokenizer.encode("")) == [tokenizer.eos_token_id]
+
+
+def source_text(messages: Sequence[Message]) -> str:
+    """Return the text that an encoder-decoder without chat template reads.
+
+    Raises:
+        DataError: There are several turns, which it has no form for.
+    """
+    *system, last = messages
+    if any(message["role"] != "system" for message in system):
+        raise DataError(
+            f"a model without chat template answers one message, not a conversation of {len(messages)}",
+            hint="keep the last user message alone, or write what came before into it",
+        )
+    return "\n\n".join(message["content"] for message in (*system, last))
 
 
 def encode_response(

@@ -2,7 +2,8 @@
 
 transformers' dynamic cache concatenates keys and values at each token, which copies the whole cache: at 128
 rows that was almost half the time of a decoding step on the CPU. This one takes its room once. Models whose layers
-need another kind of cache (sliding windows, state spaces) keep transformers' own.
+need another kind of cache (sliding windows, state spaces) keep transformers' own. An encoder-decoder also keeps what
+its layers read of the encoded prompt, computed once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
+
+from .encoder_decoder import is_encoder_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,8 +65,23 @@ class InPlaceLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not t
         self.values = self._value_buffer[:, :, :end]
 
 
+class _TargetCache(EncoderDecoderCache):  # type: ignore[misc]
+    """An encoder-decoder's cache. transformers' own drops no rows of a part that is not its dynamic cache."""
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep only these rows of the batch."""
+        self.self_attention_cache.batch_select_indices(indices)
+        self.cross_attention_cache.batch_select_indices(indices)
+
+
 def build_cache(model: PreTrainedModel, *, capacity_tokens: int) -> Cache:
-    """Return an empty cache for `model` with room for `capacity_tokens` a row."""
+    """Return an empty cache for `model` with room for `capacity_tokens` a row, of the target if there is an encoder."""
+    if is_encoder_decoder(model):
+        layers = range(len(model.get_decoder().block))
+        return _TargetCache(
+            Cache(layers=[InPlaceLayer(capacity_tokens) for _ in layers]),
+            Cache(layers=[DynamicLayer() for _ in layers]),
+        )
     if has_plain_cache(model):
         return Cache(layers=[InPlaceLayer(capacity_tokens) for _ in DynamicCache(config=model.config).layers])
     return DynamicCache(config=model.config)
@@ -71,6 +89,8 @@ def build_cache(model: PreTrainedModel, *, capacity_tokens: int) -> Cache:
 
 def has_plain_cache(model: PreTrainedModel) -> bool:
     """Tell whether every layer caches keys and values of all tokens, and nothing else."""
+    if is_encoder_decoder(model):
+        return False
     layers = getattr(DynamicCache(config=model.config), "layers", [])
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 

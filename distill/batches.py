@@ -43,6 +43,28 @@ class Batch:
         last[lengths.cumsum(0) - 1] = True
         return last
 
+    @property
+    def sources(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The prompts alone, padded right to S tokens, and 1 on their tokens, for an encoder. int64 [B, S] each."""
+        mask = self.attention_mask * ~self.response_mask
+        width = int(mask.sum(1).max())
+        return (self.token_ids * mask)[:, :width], mask[:, :width]
+
+    def decoder_inputs(self, start_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what a decoder reads to predict the responses, and where it predicts one of their tokens.
+
+        That is `start_token_id` and the response without its last token, padded right to the longest response of R
+        tokens. int64 and bool [B, R].
+        """
+        lengths = self.response_mask.sum(1)
+        places = torch.arange(int(lengths.max()), device=lengths.device)
+        mask = places < lengths[:, None]
+        inputs = torch.zeros_like(mask, dtype=torch.long)
+        inputs[mask] = self.targets
+        inputs = inputs.roll(1, dims=1)
+        inputs[:, 0] = start_token_id
+        return inputs * mask, mask
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`."""
         logprobs = self.drawn_logprobs

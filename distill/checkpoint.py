@@ -25,19 +25,18 @@ if TYPE_CHECKING:
 
 
 def load_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the causal language model of a checkpoint folder on the CPU, in evaluation mode.
+    """Load the language model of a checkpoint folder, causal or encoder-decoder, on the CPU, in evaluation mode.
 
     Raises:
-        DistillError: transformers cannot read it, or it is not a causal language model.
+        DistillError: transformers cannot read it, or it is not such a model.
     """
-    from transformers import AutoModelForCausalLM
+    from ammd.encoder_decoder import load_language_model
 
     _quiet_transformers()
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        return load_language_model(folder, dtype=dtype)
     except (OSError, ValueError, KeyError) as exc:
         raise DistillError(f"cannot load a model from `{folder}`: {_first_line(exc)}") from exc
-    return model.eval()
 
 
 def copy_in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

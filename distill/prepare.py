@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ammd.conversations import Conversation, render_prompt
+from ammd.encoder_decoder import is_encoder_decoder
+from ammd.errors import DataError
 from ammd.machine import check_free_disk
 
 from .batches import TokenPair
@@ -126,11 +128,22 @@ def _render(
     *,
     path: str,
 ) -> list[tuple[int, ...]]:
-    """Return the prompts' ids; each leaves room for a response."""
-    prompt_ids = [render_prompt(tokenizer, item.messages) for item in conversations]
-    room = model.config.max_position_embeddings - settings.response_tokens
-    check_lengths(prompt_ids, conversations, path=Path(path), room=room)
+    """Return the prompts' ids; each leaves room for a response, where positions are counted and not relative."""
+    if not (tokenizer.chat_template or is_encoder_decoder(model)):
+        raise DataError("the model has no chat template", hint="use an instruction-tuned model")
+    prompt_ids = [_render_one(tokenizer, item, path=path) for item in conversations]
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None:
+        room = longest - settings.response_tokens
+        check_lengths(prompt_ids, conversations, path=Path(path), room=room)
     return prompt_ids
+
+
+def _render_one(tokenizer: PreTrainedTokenizerBase, item: Conversation, *, path: str) -> tuple[int, ...]:
+    try:
+        return render_prompt(tokenizer, item.messages)
+    except DataError as exc:
+        raise DataError(f"`{path}` line {item.line}: {exc}", hint=exc.hint, line=item.line) from exc
 
 
 def _write_training_texts(

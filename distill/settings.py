@@ -33,7 +33,9 @@ class DepthStudent(Settings):
 
     kind: Literal["depth"] = "depth"
     layers: int = Field(ge=1)
-    """How many of the teacher's layers the student keeps."""
+    """How many of the teacher's layers the student keeps; of an encoder-decoder, of its decoder's."""
+    encoder_layers: int | None = Field(default=None, ge=1)
+    """How many of an encoder-decoder's encoder; absent keeps the same share of them as of the decoder's."""
     stages: Stages = 1
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from .depth import layers_of
+from .depth import layers_of, stacks_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,8 +27,9 @@ def divide(policy: torch.nn.Module, model: PreTrainedModel, *, fleet: Fleet, dev
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (fleet.size,))
-    for layer in layers_of(model):
-        fully_shard(layer, mesh=mesh)
+    for stack in stacks_of(model):
+        for layer in layers_of(model, stack):
+            fully_shard(layer, mesh=mesh)
     fully_shard(policy, mesh=mesh)
 
 

@@ -18,6 +18,7 @@ import torch
 from ammd.errors import CollapseError, NonFiniteLossError
 
 from .curve_stream import CurveStreams, TrackInputs
+from .depth import layer_counts_of
 from .device import describe_device
 from .settings import DistillSettings
 from .snapshots import Snapshots
@@ -71,10 +72,9 @@ def run(inputs: DistillInputs, settings: DistillSettings, folder: Path) -> dict[
         curves.finish()
     training.save(folder / "student")
     tokens = count_tokens(folder / CURVES_NAME) if training.fleet.is_first else {}
-    layers = {} if training.kept_layers is None else {"kept_layers": training.kept_layers}
     return {
-        **layers,
-        "layers": training.student.model.config.num_hidden_layers,
+        **training.cuts.facts(),
+        **layer_counts_of(training.student.model),
         "device": describe_device(training.device),
         "precision": "bfloat16" if training.dtype == torch.bfloat16 else "float32",
         "parameters": training.parameters,

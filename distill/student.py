@@ -1,7 +1,8 @@
 """The student before training: another model, or the teacher with fewer and narrower layers.
 
 Layers go first, then attention heads, then feed-forward channels. Each cut is chosen on the network that the cuts
-before it have left, by one forward pass over the same texts: what a layer adds depends on what stands before it.
+before it have left, by one forward pass over the same texts: what a layer adds depends on what stands before it. So an
+encoder's layers go before its decoder's.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ammd.encoder_decoder import is_encoder_decoder
+from ammd.errors import DistillError
+
 from .batches import Batch, TokenPair, build_batch
 from .checkpoint import load_model, load_tokenizer, save_checkpoint
-from .depth import block_influence, check_layers, cut_layers, kept_layers, layers_of
+from .depth import Stack, block_influence, check_layers, cut_layers, kept_layers, layers_of
 from .row_lengths import K_BLOCK_WEIGHTS, fallback_rows, length_warnings, nearest_multiples
 from .settings import DepthStudent, ModelStudent, WidthStudent
 from .source import materialize
-from .staged import Cuts, layer_counts, write_cuts
+from .staged import KEPT_KEYS, Cuts, layer_counts, spread_cuts, write_cuts
 from .tokenizers_match import check_same_tokenizer
 from .trimming import TrimmedTokenizer, replace_checkpoint, trim_model
 from .width import (
@@ -52,15 +56,33 @@ def check_student(teacher: PreTrainedModel, wanted: DepthStudent | WidthStudent 
     """
     if isinstance(wanted, ModelStudent):
         return
+    _check_kind(teacher, wanted)
     if wanted.layers is not None:
         have = len(layers_of(teacher))
         check_layers(have, wanted.layers)
         layer_counts(have, wanted.layers, wanted.stages)
+    if isinstance(wanted, DepthStudent) and wanted.encoder_layers is not None:
+        check_layers(len(layers_of(teacher, Stack.ENCODER)), wanted.encoder_layers, key="encoder_layers")
     if isinstance(wanted, WidthStudent):
         if wanted.key_value_heads is not None:
             check_groups(teacher, wanted.key_value_heads)
         if wanted.intermediate_size is not None:
             check_channels(teacher, wanted.intermediate_size)
+
+
+def _check_kind(teacher: PreTrainedModel, wanted: DepthStudent | WidthStudent) -> None:
+    """Refuse what only the other kind of model can be cut by."""
+    if not is_encoder_decoder(teacher):
+        if isinstance(wanted, DepthStudent) and wanted.encoder_layers is not None:
+            raise DistillError(
+                f"a student of `{wanted.encoder_layers}` encoder layers cannot be cut from a teacher without encoder",
+                hint="leave `prepare.student.encoder_layers` out",
+            )
+    elif isinstance(wanted, WidthStudent):
+        raise DistillError(
+            f"cannot make a `{type(teacher).__name__}` narrower: it is an encoder-decoder",
+            hint='use `prepare.student` with `kind = "depth"` or `"model"`',
+        )
 
 
 def size_warnings(teacher: PreTrainedModel, wanted: DepthStudent | WidthStudent | ModelStudent) -> list[str]:
@@ -122,18 +144,43 @@ def write_student(
     batch = measured_batch(pairs).to(teacher.device)
     facts: dict[str, Any] = {}
     if wanted.layers is not None:
-        influence = block_influence(teacher, batch)
-        first, *to_come = layer_counts(len(influence), wanted.layers, wanted.stages)
-        kept = kept_layers(influence, first)
-        cut_layers(teacher, kept)
-        facts |= {"kept_layers": kept, "block_influence": influence}
-        if to_come:
-            write_cuts(folder, Cuts(kept_layers=tuple(kept), to_come=tuple(to_come)))
-            facts["layers_to_come"] = to_come
+        facts |= _drop_layers(folder, teacher, batch, wanted, layers=wanted.layers)
     if isinstance(wanted, WidthStudent):
         facts |= _narrow(teacher, batch, wanted)
     save_checkpoint(teacher, trimmed.tokenizer if trimmed else tokenizer, folder / "student")
     return facts | {"parameters": sum(parameter.numel() for parameter in teacher.parameters())}
+
+
+def _drop_layers(
+    folder: Path, model: PreTrainedModel, batch: Batch, wanted: DepthStudent | WidthStudent, *, layers: int
+) -> dict[str, Any]:
+    """Make the first cut of `model`, in place, write down which are to come, and return what stayed."""
+    facts: dict[str, Any] = {}
+    cuts: Cuts | None = None
+    counts = {Stack.DECODER: layers}
+    if is_encoder_decoder(model) and isinstance(wanted, DepthStudent):
+        counts = {Stack.ENCODER: _encoder_layers(model, wanted), **counts}
+    for stack, count in counts.items():
+        influence = block_influence(model, batch, stack=stack)
+        first, *to_come = spread_cuts(len(influence), count, wanted.stages)
+        kept = kept_layers(influence, first)
+        cut_layers(model, kept, stack=stack)
+        of = "encoder_" if stack is Stack.ENCODER else ""
+        facts |= {KEPT_KEYS[stack]: kept, f"{of}block_influence": influence}
+        if to_come:
+            cuts = Cuts(kept_layers=tuple(kept), to_come=tuple(to_come), encoder=cuts)
+            facts[f"{of}layers_to_come"] = to_come
+    if cuts is not None:
+        write_cuts(folder, cuts)
+    return facts
+
+
+def _encoder_layers(model: PreTrainedModel, wanted: DepthStudent) -> int:
+    """Return how many layers the student's encoder is to have."""
+    if wanted.encoder_layers is not None:
+        return wanted.encoder_layers
+    have = len(layers_of(model, Stack.ENCODER))
+    return min(have, max(2, round(have * wanted.layers / len(layers_of(model)))))
 
 
 def _take_student(

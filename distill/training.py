@@ -6,7 +6,6 @@ pruned in stages (`staged.py`), it is cut in place between two of them.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,7 +20,6 @@ from .batches import cut_batches, endless_order
 from .checkpoint import end_token_ids, load_model, load_tokenizer, save_checkpoint
 from .chunked import States, matching_loss
 from .critic_settings import LearnedCritic
-from .depth import block_influence, cut_layers, kept_layers, layers_of
 from .device import choose_device, matrix_dtype
 from .fleet import Fleet
 from .loop import chunk_tokens
@@ -37,7 +35,7 @@ from .settings import Ammd, DistiLLM, Game, MiniLLM, OnPolicyPhase
 from .shards import like
 from .sides import Side, sides_of
 from .snapshots import Snapshots, State
-from .staged import share_steps
+from .staged import StagedCuts, share_steps
 from .stored_as import roundings_of
 from .student import measured_batch
 from .student_texts import StudentTexts
@@ -52,8 +50,6 @@ if TYPE_CHECKING:
     from .settings import DistillSettings, Objective, WarmStart
     from .staged import Cuts
     from .supply import Supply, TeacherBatch
-
-log = logging.getLogger("ammd.distill")
 
 
 class Training:
@@ -129,15 +125,12 @@ class Training:
         self._start = snapshots.load() if snapshots else None
         self._phases = 0  # begun
         self._written = {curves.name: curves}  # by the stage so far, with what stands between phases
-        self._layer_counts = cuts.to_come if cuts else ()
-        self.kept_layers = list(cuts.kept_layers) if cuts else None  # of the teacher's, where that is known
+        self.cuts = StagedCuts(self.student.model, cuts)
         if snapshots and self._start:
             if self.fleet.is_first:
                 snapshots.restore_file(curves.name, curves)
-            if self.kept_layers is not None:
-                # The weights that are put back later are those of a student that may have been cut by then.
-                kept = self._start.facts["kept_layers"]
-                self._cut([self.kept_layers.index(layer) for layer in kept])
+            # The weights that are put back later are those of a student that may have been cut by then.
+            self.cuts.repeat(self._start.facts)
 
     @property
     def parameters(self) -> int:
@@ -156,10 +149,10 @@ class Training:
             DistillError: There are fewer steps than shares.
         """
         off = Side(weights=Weights(kl=1.0), rows=self.settings.batch_size)
-        shares = share_steps(settings.steps, len(self._layer_counts) + 1)
+        shares = share_steps(settings.steps, self.cuts.to_come + 1)
         for index, steps in enumerate(shares):
             if index:
-                self._prune(self._layer_counts[index - 1])
+                self.cuts.make(index - 1, measured_batch(self._pairs).to(self.device), self.fleet)
             name = "warm" if len(shares) == 1 else f"warm {index + 1}"
             phase = Phase(name=name, steps=steps, lr=settings.lr, off=off, on=None)
             self._run(phase, BothSides(teacher_texts=self._teacher_texts(off.rows), student_texts=None))
@@ -232,19 +225,6 @@ class Training:
         self.save(folder)
         return True
 
-    def _prune(self, layers: int) -> None:
-        """Cut the student to `layers`, by its own layers' influence, unless it came so from a snapshot."""
-        if len(layers_of(self.student.model)) > layers:
-            influence = block_influence(self.student.model, measured_batch(self._pairs).to(self.device))
-            self._cut(self.fleet.of_first(kept_layers(influence, layers)))
-            log.info("the student goes on with %d layers of its teacher's: %s", layers, self.kept_layers)
-
-    def _cut(self, kept: list[int]) -> None:
-        """Reduce the student to these of its layers."""
-        cut_layers(self.student.model, kept)
-        if self.kept_layers is not None:
-            self.kept_layers = [self.kept_layers[index] for index in kept]
-
     def _run(self, phase: Phase, supply: Supply) -> None:
         self._phases += 1
         start = None
@@ -275,7 +255,7 @@ class Training:
         is_due = self._snapshots.is_due or (phase.steps == 0 and self._phases > 1)
         if not self.fleet.of_first(is_due) or not (self.fleet.is_first or self.student.is_divided):
             return
-        facts = {"phases": self._phases, "written": list(self._written), "kept_layers": self.kept_layers}
+        facts = {"phases": self._phases, "written": list(self._written), **self.cuts.facts()}
         state = State(facts=facts)
         state.put("phase", phase.state())
         if self.fleet.is_first:

@@ -96,8 +96,9 @@ def _origin(summary: Mapping[str, Any]) -> dict[str, Any]:
     recipe, origin, training = summary["recipe"], summary["origin"] or {}, summary["training"]
     teacher, base = origin.get("teacher"), origin.get("base_model")
     source = teacher["source"] if teacher else _last_part(recipe["prepare"]["teacher"])
-    cut, whole = training.get("kept_layers"), training.get("block_influence")
-    shape = f" in {len(cut)} layers" if cut else ""
+    cut, encoder = training.get("kept_layers"), training.get("kept_encoder_layers")
+    shape = f" in {len(encoder)} encoder and {len(cut)} decoder layers" if encoder else ""
+    shape = shape or (f" in {len(cut)} layers" if cut else "")
     heads, channels = training.get("kept_key_value_heads"), training.get("intermediate_size")
     width = [f"{len(heads[0])} key-value heads"] if heads else []
     width += [f"{channels:,} feed-forward channels"] if channels else []
@@ -114,17 +115,25 @@ def _origin(summary: Mapping[str, Any]) -> dict[str, Any]:
         "license_lines": license_lines(base=base, teacher=teacher, prompts=prompts),
         "parameters": training.get("parameters"),
         "shape": shape,
-        "student_text": _student(recipe["prepare"]["student"], base, cut=cut, whole=whole),
+        "student_text": _student(recipe["prepare"]["student"], base, training),
         "data": "ammd's own quickstart prompts" if prompts == BUILTIN else f"`{prompts}`",
         "writers": "all written by the teacher" if written == train else f"{written} of them by the teacher",
     }
 
 
-def _student(wanted: Mapping[str, Any], base: Mapping[str, Any] | None, *, cut: Any, whole: Any) -> str:
+def _student(wanted: Mapping[str, Any], base: Mapping[str, Any] | None, training: Mapping[str, Any]) -> str:
     if wanted["kind"] == "model":
         name = base["name"] if base else _last_part(wanted["source"])
         return f"the weights of {name} to begin with"
-    layers = f"{len(cut)} of its {len(whole)} layers" if cut and whole else "fewer layers"
+    stacks = [
+        f"{len(cut)} of its {len(whole)}{stack}"
+        for kept, influence, stack in (
+            ("kept_encoder_layers", "encoder_block_influence", " encoder"),
+            ("kept_layers", "block_influence", " decoder" if "kept_encoder_layers" in training else ""),
+        )
+        if (cut := training.get(kept)) and (whole := training.get(influence))
+    ]
+    layers = f"{' and '.join(stacks)} layers" if stacks else "fewer layers"
     sizes = [
         f"{wanted[key]} {text}"
         for key, text in (
@@ -133,7 +142,7 @@ def _student(wanted: Mapping[str, Any], base: Mapping[str, Any] | None, *, cut: 
         )
         if wanted.get(key) is not None
     ]
-    kept = ", ".join(([layers] if cut else []) + sizes) or layers
+    kept = ", ".join(([layers] if stacks else []) + sizes) or layers
     return f"the teacher cut to {kept}"
 
 

@@ -24,7 +24,15 @@ from .recipe import Recipe
 
 SCHEMA = "ammd.run/1"
 _COUNTS = ("train_prompts", "train_response_tokens", "teacher_written")
-_CUTS = ("kept_layers", "block_influence", "kept_key_value_heads", "intermediate_size", "fallback_rows")
+_CUTS = (
+    "kept_layers",
+    "block_influence",
+    "kept_encoder_layers",
+    "encoder_block_influence",
+    "kept_key_value_heads",
+    "intermediate_size",
+    "fallback_rows",
+)
 # Model name -> where its checkpoint lies in the run.
 CHECKPOINTS = {
     "teacher": ("prepare", "teacher"),
@@ -122,9 +130,10 @@ def _origin(recipe: Recipe, done: Mapping[str, Done]) -> dict[str, Any] | None:
 def _training(done: Mapping[str, Done]) -> dict[str, Any]:
     """Return what was counted on the way to the student."""
     prepared, distilled = _results(done, "prepare"), _results(done, "distill")
-    cuts = {key: prepared.get("student", {}).get(key) for key in _CUTS}
+    student = prepared.get("student", {})
+    cuts = {key: student[key] for key in _CUTS if student.get(key)}
     counts = {key: prepared[key] for key in _COUNTS if key in prepared}
-    return counts | dict(distilled) | {key: value for key, value in cuts.items() if value}
+    return counts | cuts | dict(distilled)  # which knows better what is left, where layers go in stages
 
 
 def _results(done: Mapping[str, Done], stage: str) -> Mapping[str, Any]:

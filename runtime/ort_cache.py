@@ -184,15 +184,14 @@ class GrowingCache:
         return last
 
 
-def _aligned_zeros(shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
+def _aligned_zeros(shape: tuple[int, ...], kind: str) -> NDArray[Any]:
     """Return zeros that begin at a cache line, as onnxruntime's own buffers do.
 
     numpy's large arrays begin 16 bytes behind one, so that every vector of 64 bytes lies in two.
     """
     import numpy as np
 
-    kind = np.dtype(kind)
-    size = math.prod(shape) * kind.itemsize
+    size = math.prod(shape) * np.dtype(kind).itemsize
     memory = np.zeros(size + _CACHE_LINE_BYTES, np.uint8)
     start = -memory.ctypes.data % _CACHE_LINE_BYTES
     return memory[start : start + size].view(kind).reshape(shape)

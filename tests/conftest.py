@@ -121,6 +121,83 @@ def build_tiny_checkpoint(
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random T5 1.0 of four layers in each stack, with a Unigram tokenizer: the embedding is its head, scaled."""
+    return build_t5_checkpoint(tmp_path_factory.mktemp("t5") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def tiny_flan_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in the form of T5 1.1 and Flan-T5: a gated feed-forward part and a head of its own, unscaled."""
+    return build_t5_checkpoint(tmp_path_factory.mktemp("flan") / "checkpoint", tied=False)
+
+
+@pytest.fixture(scope="session")
+def build_t5() -> Callable[..., Path]:
+    """`build_t5_checkpoint`, for tests that need another one."""
+    return build_t5_checkpoint
+
+
+def build_t5_checkpoint(
+    folder: Path, *, tied: bool = True, layers: int = 4, encoder_layers: int = 4, seed: int = 0
+) -> Path:
+    """Write a random T5 with the tokens of one in their order: padding, end, unknown, pieces."""
+    import torch
+    from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
+
+    tokenizer = build_t5_tokenizer()
+    config = T5Config(
+        vocab_size=len(tokenizer) + 5,  # rows that no token has, as real ones have
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=encoder_layers,
+        num_decoder_layers=layers,
+        num_heads=4,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=16,
+        feed_forward_proj="relu" if tied else "gated-gelu",
+        tie_word_embeddings=tied,
+        decoder_start_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = T5ForConditionalGeneration(config)
+        if not tied:  # transformers 5 has tied it
+            model.config.tie_word_embeddings = False
+            model.lm_head.weight = torch.nn.Parameter(0.2 * torch.randn(config.vocab_size, 32))
+    model.generation_config = GenerationConfig(decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)
+
+    from ammd.distill.checkpoint import save_checkpoint
+
+    folder.mkdir(parents=True)
+    save_checkpoint(model, tokenizer, folder)
+    return folder
+
+
+def build_t5_tokenizer() -> Any:
+    """Return a Unigram tokenizer of letters and a few words that ends each text itself, without a chat template."""
+    from string import ascii_letters, digits
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    words = [f"▁{word}" for word in ("the", "an", "in", "then", "translate", "sum", "up")]
+    pieces = [("▁", -2.0), *((word, -3.0) for word in words)]
+    pieces += [(character, -6.0) for character in ascii_letters + digits + '.,:;!?-()"']
+    backend = Tokenizer(models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *pieces], unk_id=2))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    backend.decoder = decoders.Metaspace()
+    backend.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
+    )
+
+
 @pytest.fixture
 def pairs() -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Prompts and responses of different lengths."""
@@ -134,6 +211,21 @@ def small_prepared(
     tiny_checkpoint: Path, tmp_path: Path, pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]
 ) -> Path:
     """The tiny teacher, a student that is some way off, and the teacher's states at `pairs`."""
+    return prepare_small(tiny_checkpoint, tmp_path / "small-prepared", pairs)
+
+
+@pytest.fixture
+def small_prepared_t5(
+    tiny_flan_t5: Path, tmp_path: Path, pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]
+) -> Path:
+    """The same of an encoder-decoder."""
+    return prepare_small(tiny_flan_t5, tmp_path / "small-prepared-t5", pairs)
+
+
+def prepare_small(
+    checkpoint: Path, folder: Path, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+) -> Path:
+    """Write the folder of a prepare stage without running it."""
     import torch
 
     from ammd.distill.batches import build_batch
@@ -142,16 +234,15 @@ def small_prepared(
     from ammd.distill.prompts import Example, write_examples
     from ammd.distill.teacher_states import TeacherStatesWriter
 
-    folder = tmp_path / "small-prepared"
     folder.mkdir()
-    teacher = Policy(load_model(tiny_checkpoint, dtype=torch.float32))
-    (folder / "teacher").symlink_to(tiny_checkpoint)
-    student = load_model(tiny_checkpoint, dtype=torch.float32)
+    teacher = Policy(load_model(checkpoint, dtype=torch.float32))
+    (folder / "teacher").symlink_to(checkpoint)
+    student = load_model(checkpoint, dtype=torch.float32)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in student.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    save_checkpoint(student, load_tokenizer(tiny_checkpoint), folder / "student")
+    save_checkpoint(student, load_tokenizer(checkpoint), folder / "student")
     write_examples(
         folder / "train.jsonl",
         [Example(prompt="", response="", prompt_ids=ids, response_ids=answer) for ids, answer in pairs],

@@ -102,6 +102,16 @@ def test_a_divided_student_learns_what_a_whole_one_does(
     check_same(small_prepared, tmp_path / "one", tmp_path / "many", steps=3 + more["objective"]["steps"])
 
 
+@pytest.mark.parametrize("divided", [False, True], ids=["whole", "divided"])
+def test_both_stacks_of_an_encoder_decoder_are_trained_together(
+    check_same: Any, small_prepared_t5: Path, tmp_path: Path, divided: bool
+) -> None:
+    settings = {**BASE, "warm": {"steps": 3, "lr": 1e-3}, "objective": {**GAME, "steps": 4}}
+    alone(small_prepared_t5, tmp_path / "one", settings)
+    launch(small_prepared_t5, tmp_path / "many", {**settings, "divide_student": divided}, processes=2)
+    check_same(small_prepared_t5, tmp_path / "one", tmp_path / "many", steps=7)
+
+
 def test_learned_critics_are_the_same_in_all_processes(small_prepared: Path, tmp_path: Path) -> None:
     critic = {"kind": "linear", "start": "zero", "ascents": 4, "min_share": 0.0, "ascent_tokens": 32}
     settings = {

@@ -19,9 +19,17 @@ from ammd.distill.loop import learning_rate_share
 from ammd.distill.prompts import read_examples
 from ammd.distill.settings import DistillSettings, PrepareSettings, WidthStudent
 from ammd.distill.snapshots import Snapshots, State
-from ammd.distill.staged import CUTS_NAME, Cuts, layer_counts, read_cuts, share_steps, write_cuts
+from ammd.distill.staged import (
+    CUTS_NAME,
+    Cuts,
+    StagedCuts,
+    layer_counts,
+    read_cuts,
+    share_steps,
+    spread_cuts,
+    write_cuts,
+)
 from ammd.distill.student import measured_batch
-from ammd.distill.training import Training
 from ammd.errors import DistillError
 
 STAGED = {"kind": "depth", "layers": 3, "stages": 3}  # of six: five, four, three
@@ -206,7 +214,7 @@ def test_a_training_killed_before_the_cut_makes_the_same_cut(
     """The last snapshot is of a whole share; the cut is made anew from its weights."""
     monkeypatch.setattr(Snapshots, "is_due", True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Training, "_cut", lambda _self, _kept: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(StagedCuts, "_cut", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         train(prepared, tmp_path / "stopped", tmp_path / "resume")
     kept = Snapshots(tmp_path / "resume").load()
     assert kept is not None
@@ -221,6 +229,11 @@ def test_cuts_are_even_and_end_where_they_should() -> None:
     assert layer_counts(30, 20, 1) == [20]
     assert layer_counts(30, 30, 1) == [30]
     assert layer_counts(6, 3, 3) == [5, 4, 3]
+    assert spread_cuts(4, 2, 3) == [
+        4,
+        3,
+        2,
+    ]  # an encoder's, beside a decoder that loses a layer in each stage
 
 
 @pytest.mark.parametrize(("steps", "shares"), [(7, 3), (200, 1), (52, 2), (3, 3), (100, 7)])
@@ -254,8 +267,9 @@ def test_stages_without_layers_are_refused() -> None:
 def test_cuts_come_back_as_written_and_a_damaged_file_is_refused(tmp_path: Path) -> None:
     assert read_cuts(tmp_path) is None
     cuts = Cuts(kept_layers=(0, 2, 5), to_come=(2,))
-    write_cuts(tmp_path, cuts)
-    assert read_cuts(tmp_path) == cuts
+    for one in (cuts, Cuts(kept_layers=(0, 1), to_come=(2,), encoder=cuts)):
+        write_cuts(tmp_path, one)
+        assert read_cuts(tmp_path) == one
     (tmp_path / CUTS_NAME).write_text('{"kept_layers": [0]}')
     with pytest.raises(DistillError, match="does not say how the student is to be cut"):
         read_cuts(tmp_path)

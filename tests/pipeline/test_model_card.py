@@ -130,6 +130,13 @@ def test_a_student_by_width_is_told_as_one(summary):
     assert "in 2 layers with 2 key-value heads and 1,024 feed-forward channels a layer" in _card(summary)
 
 
+def test_both_stacks_of_an_encoder_decoder_are_told(summary):
+    summary["training"] = {**TRAINING, "kept_encoder_layers": [0], "encoder_block_influence": [0.1, 0.2]}
+    card = _card(summary)
+    assert "113 million parameters in 1 encoder and 2 decoder layers" in card
+    assert "cut to 1 of its 2 encoder and 2 of its 3 decoder layers" in card
+
+
 def test_nothing_of_this_machine_is_told(summary, tmp_path):
     card = _card(summary)
     assert str(tmp_path) not in card
