@@ -34,8 +34,13 @@ _LENGTH = struct.Struct("<Q")
 _ARRAY_HEADER_BYTES = 12  # type of the elements, and their number
 
 
-def open_gguf(path: Path) -> GGUFReader:
+def open_gguf(path: Path, *, lists: bool = True) -> GGUFReader:
     """Open a GGUF; tensors are mapped, not read.
+
+    Args:
+        path: The file.
+        lists: Read fields that are lists, the vocabulary among them; without, they are there and empty, which takes a
+            third of the time.
 
     Raises:
         ArtifactError: There is no such file, or it is damaged.
@@ -45,7 +50,7 @@ def open_gguf(path: Path) -> GGUFReader:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)  # numpy's of sizes that overflow
-            reader: GGUFReader = _reader_class()(path)
+            reader: GGUFReader = _reader_class(lists)(path)
     except GGUF_DAMAGES as exc:
         raise ArtifactError(
             f"`{path}` is damaged or no GGUF: {exc or type(exc).__name__}",
@@ -56,7 +61,7 @@ def open_gguf(path: Path) -> GGUFReader:
 
 
 @functools.cache
-def _reader_class() -> Any:
+def _reader_class(lists: bool) -> Any:
     import numpy as np
     from gguf import GGUFReader, GGUFValueType
 
@@ -70,11 +75,15 @@ def _reader_class() -> Any:
                 raise ValueError(f"a list claims {count} items")
             raw, first = np.asarray(self.data), orig_offs + _ARRAY_HEADER_BYTES
             if kind is GGUFValueType.STRING:
-                parts, size = _texts(raw, first, count)
-                places = list(range(3, 3 + 2 * count, 2))
+                spans = _spans(raw, first, count)
+                size = (spans[-1][1] if spans else first) - first
+                parts = _texts(raw, spans) if lists else []
+                places = list(range(3, 3 + len(parts), 2))
             elif kind in self.gguf_scalar_to_np:
-                parts, size = _numbers(raw, first, count, self.gguf_scalar_to_np[kind])
-                places = list(range(2, 2 + count))
+                dtype = np.dtype(self.gguf_scalar_to_np[kind])
+                size = count * dtype.itemsize
+                parts = _numbers(raw, first, size, dtype) if lists else []
+                places = list(range(2, 2 + len(parts)))
             else:
                 return super()._get_field_parts(orig_offs, raw_type)
             types = [GGUFValueType.ARRAY, *([kind] if count else [])]
@@ -83,10 +92,8 @@ def _reader_class() -> Any:
     return Reader
 
 
-def _texts(raw: Any, first: int, count: int) -> tuple[list[Any], int]:
-    """Return length and bytes of each text, one after the other, and how many bytes they take."""
-    import numpy as np
-
+def _spans(raw: Any, first: int, count: int) -> list[tuple[int, int]]:
+    """Return where each of the texts from `first` on begins and ends."""
     spans, place, end = [], first, len(raw)
     for _ in range(count):
         start = place + _LENGTH.size
@@ -97,18 +104,23 @@ def _texts(raw: Any, first: int, count: int) -> tuple[list[Any], int]:
         if place > end:
             raise ValueError(f"a text of {length} bytes goes beyond the end of the file")
         spans.append((start, place))
+    return spans
+
+
+def _texts(raw: Any, spans: list[tuple[int, int]]) -> list[Any]:
+    """Return length and bytes of each text, one after the other."""
+    import numpy as np
+
     lengths = np.array([stop - start for start, stop in spans], np.uint64)
     parts = []
     for number, (start, stop) in enumerate(spans):
         parts += [lengths[number : number + 1], raw[start:stop]]
-    return parts, place - first
+    return parts
 
 
-def _numbers(raw: Any, first: int, count: int, dtype: Any) -> tuple[list[Any], int]:
-    import numpy as np
-
-    size = count * np.dtype(dtype).itemsize
+def _numbers(raw: Any, first: int, size: int, dtype: Any) -> list[Any]:
+    """Return each number in the `size` bytes from `first` on."""
     if first + size > len(raw):
-        raise ValueError(f"a list of {count} numbers goes beyond the end of the file")
+        raise ValueError(f"a list of {size} bytes of numbers goes beyond the end of the file")
     values = raw[first : first + size].view(dtype)
-    return [values[number : number + 1] for number in range(count)], size
+    return [values[number : number + 1] for number in range(len(values))]

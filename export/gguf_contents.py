@@ -87,7 +87,7 @@ def read_matrices(path: Path) -> list[Any]:
 def _tensors(path: Path) -> list[Any]:
 
     try:
-        tensors = list(open_gguf(path).tensors)
+        tensors = list(open_gguf(path, lists=False).tensors)
     except ArtifactError as exc:
         raise ExportError(f"`{path}` cannot be read as GGUF: {exc}", path=str(path)) from exc
     if not tensors:

@@ -39,12 +39,22 @@ def test_fields_and_tensors_are_ggufs_own(path: Path) -> None:
     np.testing.assert_array_equal(ours.tensors[0].data, theirs.tensors[0].data)
 
 
-def test_a_file_that_is_cut_off_anywhere_is_damaged(path: Path, tmp_path: Path) -> None:
+def test_without_lists_all_else_is_the_same(path: Path) -> None:
+    ours, theirs = open_gguf(path, lists=False), gguf.GGUFReader(path)
+    assert list(ours.fields) == list(theirs.fields)
+    assert ours.fields["texts"].contents() == ours.fields["numbers"].contents() == []
+    assert ours.fields["large"].contents() == 1 << 40
+    (tensor,) = ours.tensors
+    np.testing.assert_array_equal(tensor.data, theirs.tensors[0].data)
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_a_file_that_is_cut_off_anywhere_is_damaged(path: Path, tmp_path: Path, lists: bool) -> None:
     whole, part = path.read_bytes(), tmp_path / "part.gguf"
     for end in range(0, len(whole) - 1, 7):
         part.write_bytes(whole[:end])
         with pytest.raises(ArtifactError, match="is damaged or no GGUF"):
-            open_gguf(part)
+            open_gguf(part, lists=lists)
 
 
 def test_a_text_longer_than_the_file_is_damaged(path: Path) -> None:
