@@ -104,7 +104,7 @@ def _score_tasks(
     as_json: bool,
 ) -> None:
     from .api import evaluate_tasks
-    from .task_tables import task_tables
+    from .table import task_tables
 
     document = evaluate_tasks(
         models,

@@ -43,7 +43,7 @@ from .resources import Need, count_parameters, estimate_need
 from .run_folder import CARD_NAME, RECIPE_NAME, REPORT_NAME, SUMMARY_NAME, run_name
 from .run_log import LOG_NAME, run_log
 from .stages import Stage
-from .task_inputs import key_training_task, training_files
+from .task_inputs import judging_files, key_judging_tasks, key_training_task, training_files
 from .toml_text import write_toml
 from .watched_files import WatchedFiles
 
@@ -230,6 +230,7 @@ def localize(section: str, settings: Settings) -> tuple[Settings, dict[str, Any]
             file = data_file(name, path)
             given[path[1]], keyed[path[1]] = str(file), f"sha256:{hash_file(file)}"
     key_training_task(keyed, settings)
+    key_judging_tasks(keyed, settings)
     for path in SOURCES:
         if path[0] == section:
             _pin_source(keyed, path[1:])
@@ -246,7 +247,7 @@ def outside_files(section: str, settings: Settings) -> list[Path]:
     files = [
         data_file(name, path) for path in DATA_FILES if path[0] == section and (name := document.get(path[1]))
     ]
-    files += training_files(settings)
+    files += [*training_files(settings), *judging_files(settings)]
     for name, table, key in TEXTS:
         if section == name and (found := document[table]):
             files += map(Path, found[key])

@@ -1,14 +1,16 @@
-"""Tables that the reports of one run and of several share."""
+"""Tables of the report; those of models and costs are in that of several runs, too."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .columns import Better, show, used_columns, value_of
 from .cost_columns import COSTS, costs_of, show_cost
 from .definitions import Definitions
 from .page import Heading, PageTable
+from .table import model_rows
+from .task_cells import task_cells
 
 
 def models_table(
@@ -40,6 +42,21 @@ def models_table(
         ),
         marks=marks,
     )
+
+
+def task_tables(summary: Mapping[str, Any], definitions: Definitions) -> Iterator[PageTable]:
+    """Give a table for each language task, a line for each model."""
+    for name, task in summary.get("tasks", {}).items():
+        cells = task_cells(name, task, model_rows(summary))
+        columns = (
+            Heading(
+                title=metric.title,
+                unit="%" if metric.percent else "",
+                meaning=definitions.link("tasks", metric.key),
+            )
+            for metric in cells.metrics
+        )
+        yield PageTable(title=cells.title, headings=(Heading(title="model"), *columns), rows=cells.rows)
 
 
 def costs_table(

@@ -38,6 +38,10 @@ from .recipe_document import (
 from .task_inputs import default_response_tokens, find_task_faults
 
 _Section = TypeVar("_Section", bound=Settings)
+_READ_TASKS = (
+    ("prepare", "task"),
+    ("evaluate", "tasks"),
+)  # sections that read tasks, and the key that names them
 _SEEDED = ("prepare", "distill", "evaluate")  # sections that draw random numbers
 
 
@@ -179,11 +183,13 @@ def _find_missing_trackers(recipe: Recipe) -> list[Fault]:
 def _hand_down(document: dict[str, Any]) -> None:
     """Give the sections what the recipe says for all of them, and a training for a task the task's length."""
     _hand_down_seed(document)
+    for section, key in _READ_TASKS:
+        table = document.get(section)
+        if isinstance(table, dict) and table.get(key) and document.get("data") is not None:
+            table.setdefault("data", document["data"])
     prepare = document.get("prepare")
     if not isinstance(prepare, dict) or "task" not in prepare:
         return
-    if document.get("data") is not None:
-        prepare.setdefault("data", document["data"])
     if (longest := default_response_tokens(prepare["task"])) is not None:
         prepare.setdefault("response_tokens", longest)
 
@@ -200,6 +206,17 @@ def _hand_down_seed(document: dict[str, Any]) -> None:
 
 def _is_file(path: Path) -> bool:
     return is_there(path) and path.is_file()
+
+
+def _find_missing_tasks(document: dict[str, Any]) -> list[Fault]:
+    faults = []
+    for section, key in _READ_TASKS:
+        tasks, data = (get_value(document, (section, name)) for name in (key, "data"))
+        for task in tasks if isinstance(tasks, list) else [tasks]:
+            if isinstance(task, str) and isinstance(data, str | None):
+                is_trained_on = section == "prepare"
+                faults += find_task_faults((section, key), task, data, is_trained_on=is_trained_on)
+    return faults
 
 
 def _find_missing_files(document: dict[str, Any]) -> list[Fault]:
@@ -219,9 +236,7 @@ def _find_missing_files(document: dict[str, Any]) -> list[Fault]:
         value = get_value(document, path)
         if isinstance(value, str) and not _is_file(data_file(value, path)):
             faults.append(Fault(path=path, value=value, text="there is no such file"))
-    task, data = (get_value(document, ("prepare", key)) for key in ("task", "data"))
-    if isinstance(task, str) and isinstance(data, str | None):
-        faults += find_task_faults(("prepare", "task"), task, data, is_trained_on=True)
+    faults += _find_missing_tasks(document)
     for path in TEXTS:
         texts = get_value(document, path)
         for text in texts if isinstance(texts, list) else ():

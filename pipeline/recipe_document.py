@@ -30,8 +30,9 @@ DATA_FILES: Mapping[tuple[str, ...], str] = {
     ("prepare", "heldout"): "quickstart_heldout.jsonl",
 }
 TEXTS = (("prepare", "vocabulary", "texts"), ("export", "imatrix", "texts"))  # keys with lists of data files
-FOLDERS = (("data",), ("prepare", "data"))  # keys that name the folder of tasks' data
-TASKS = (("prepare", "task"),)  # keys that name a task, a packaged one or the path of a .toml file
+FOLDERS = (("data",), ("prepare", "data"), ("evaluate", "data"))  # keys that name the folder of tasks' data
+# Keys that name a task or a list of tasks, packaged ones or paths of .toml files.
+TASKS = (("prepare", "task"), ("evaluate", "tasks"))
 
 # Settings to change: `a.b=value` with a TOML value, as `--set` takes it, or values of Python by dotted key.
 Changes = Sequence[str] | Mapping[str, object]

@@ -24,7 +24,7 @@ from .definitions import CURVES, Definitions, read_definitions
 from .file_notes import file_notes
 from .model_card import read_context_tokens, render_card
 from .page import SERIES, Heading, PageTable, render_page, text_table
-from .page_tables import costs_table, models_table
+from .page_tables import costs_table, models_table, task_tables
 from .plots import draw_curves
 from .profile_tables import profile_tables
 from .recipe import Recipe
@@ -94,6 +94,7 @@ def render_report(
         verdict=judge(summary),
         tradeoff=build_tradeoff(rows, labels=[label for label, _ in marks], series=[one for _, one in marks]),
         models=models_table(rows, definitions, marks=marks),
+        tasks=list(task_tables(summary, definitions)),
         curves=draw_curves(curves),
         bench_tables=[*_bench_tables(bench, definitions), *_cells_table(summary)],
         bench_notes=notes_of(bench),

@@ -63,6 +63,7 @@ def build_summary(recipe: Recipe, folder: Path, done: Mapping[str, Done]) -> dic
         "measured_on": _results(done, "bench").get("machine"),
         "validity_rule": _results(done, "bench").get("validity_rule"),
         "profiles": _results(done, "bench").get("profiles", []),
+        "tasks": _results(done, "evaluate").get("tasks", {}),
         "versions": dict(last.versions) if last else {},
         "recipe": recipe.model_dump(mode="json"),
     }
@@ -93,6 +94,7 @@ def _model_row(name: str, done: Mapping[str, Done]) -> dict[str, Any]:
         "path": str((done[stage].folder / part).resolve()),
         "bytes": sum(weights),
         "quality": _results(done, "evaluate").get("quality", {}).get(name),
+        "tasks": _results(done, "evaluate").get("task_scores", {}).get(name),
         "bench": _bench(name, done),
     }
 
@@ -104,6 +106,7 @@ def _artifact_row(row: Mapping[str, Any], done: Mapping[str, Done]) -> dict[str,
         "path": str((done["export"].folder / row["path"]).resolve()),
         "parity": _results(done, "verify").get("parity", {}).get(name),
         "quality": _results(done, "evaluate").get("quality", {}).get(name),
+        "tasks": _results(done, "evaluate").get("task_scores", {}).get(name),
         "bench": _bench(name, done),
     }
 

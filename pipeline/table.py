@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .bench_cells import FAILED, BenchCell
 from .budget import missed_cells, show_value, title_of
 from .columns import Column, show, used_columns, value_of
+from .task_cells import task_cells
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,6 +41,7 @@ def run_tables(summary: Mapping[str, Any]) -> list[RenderableType]:
     if rows := model_rows(summary):
         title = f"{summary['run']}: models and files"
         tables.append(models_table(rows, title=title, missed=missed_cells(summary["budget"])))
+    tables += task_tables(summary.get("tasks", {}), rows)
     tables.append(stages_table(summary))
     if summary["budget"]:
         tables.append(budget_table(summary["budget"]))
@@ -79,6 +81,20 @@ def budget_table(verdict: Mapping[str, Any]) -> Table:
             escape(row["why"]),
         )
     return table
+
+
+def task_tables(
+    tasks: Mapping[str, Mapping[str, Any]], models: Sequence[Mapping[str, Any]]
+) -> Iterator[Table]:
+    """Give a table for each task that a model has answered; the arguments are those of `task_cells`."""
+    for name, task in tasks.items():
+        cells_of = task_cells(name, task, models)
+        if cells_of.rows:
+            headings = [f"{one.title}\n%" if one.percent else one.title for one in cells_of.metrics]
+            table = build_table(cells_of.title, "model", headings)
+            for model, *cells in cells_of.rows:
+                table.add_row(escape(model), *cells)
+            yield table
 
 
 def stages_table(summary: Mapping[str, Any]) -> Table:

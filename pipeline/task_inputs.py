@@ -11,6 +11,8 @@ from typing import Any
 
 from ammd.distill.settings import PrepareSettings
 from ammd.errors import DataError, RecipeError
+from ammd.runtime.settings import EvaluateSettings
+from ammd.runtime.task_run import load_questions
 from ammd.settings import Settings
 from ammd.task import Split, Task, load_task
 from ammd.task_data import digest_rows, read_task_rows, task_files
@@ -73,6 +75,28 @@ def key_training_task(keyed: dict[str, Any], settings: Settings) -> None:
         digest = digest_rows(task, split, read_task_rows(task, split, data=data), data=data)
         keyed[role] = f"sha256:{digest.rows_sha256}"
     keyed |= {"task": task.name, "data": None}
+
+
+def judging_files(settings: Settings) -> list[Path]:
+    """Return the files of the tasks that an evaluate stage judges by, their own definitions among them."""
+    found: dict[Path, None] = {}
+    for name in settings.tasks if isinstance(settings, EvaluateSettings) else ():
+        found |= dict.fromkeys(task_files(load_task(name), "test", data=_data_of(settings)))
+        if name.endswith(".toml"):
+            found[Path(name)] = None
+    return list(found)
+
+
+def key_judging_tasks(keyed: dict[str, Any], settings: Settings) -> None:
+    """Put hashes of tasks and of the rows that are asked in the place of the tasks' names and of the data folder."""
+    if isinstance(settings, EvaluateSettings) and settings.tasks:
+        questions = [
+            load_questions(name, data=_data_of(settings), limit=settings.task_rows) for name in settings.tasks
+        ]
+        keyed["tasks"] = [
+            f"{one.task.name} sha256:{one.sha256} {one.digest.rows_sha256}" for one in questions
+        ]
+        keyed["data"] = None
 
 
 def _task_of(settings: Settings) -> Task | None:

@@ -3,6 +3,9 @@
 Every exported file answers in a child of its own; checkpoints answer in one for torch, in which the teacher then
 reads all answers; and then each model is compared with the teacher on what it said itself. `scores.jsonl` has one row
 a model and prompt, `quality.json` what a model's rows amount to (`transfer`), `answers.jsonl` the texts.
+
+Where settings name language tasks, every model answers those as well: `tasks.json` has the numbers, `task_rows.jsonl`
+every answer with its scores.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from .artifact_ref import ArtifactRef, EngineKind
 from .child import Child, call
 from .heldout import HeldOut, load_heldout
 from .settings import EvaluateSettings
+from .task_models import score_models
+from .task_run import load_questions
 from .transfer import score_rows, summarize
 
 
@@ -32,12 +37,15 @@ class EvaluateInputs:
     teacher: Path  # checkpoint
     heldout: Path  # JSONL with the teacher's greedy responses
     models: tuple[ArtifactRef, ...]  # checkpoints and exported files
+    resume: Path | None = None  # keeps the answers to tasks if this is killed
 
 
 def run(inputs: EvaluateInputs, settings: EvaluateSettings, folder: Path) -> dict[str, Any]:
     """Measure every model; write `quality.json`, `scores.jsonl` and `answers.jsonl`.
 
     Raises:
+        RecipeError: A task is unknown, or two have one name.
+        DataError: A task's rows cannot be read.
         ArtifactError: An input is missing or malformed.
         EngineError: A model cannot be loaded or run.
     """
@@ -71,7 +79,17 @@ def run(inputs: EvaluateInputs, settings: EvaluateSettings, folder: Path) -> dic
     write_json(folder / "quality.json", quality)
     _write_lines(folder / "scores.jsonl", scores)
     _write_lines(folder / "answers.jsonl", _answer_lines(rows, records))
-    return {"quality": quality}
+    return {"quality": quality} | (_score_tasks(inputs, settings, folder) if settings.tasks else {})
+
+
+def _score_tasks(inputs: EvaluateInputs, settings: EvaluateSettings, folder: Path) -> dict[str, Any]:
+    """Return what was asked as `tasks`, and the numbers of each model as `task_scores`."""
+    data = None if settings.data is None else Path(settings.data)
+    questions = [load_questions(task, data=data, limit=settings.task_rows) for task in settings.tasks]
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".answers-") as work:
+        results = score_models(inputs.models, questions, folder=inputs.resume or Path(work))
+    results.write(folder)
+    return {"tasks": results.asked, "task_scores": {one.model.name: one.numbers for one in results.models}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

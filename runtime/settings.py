@@ -50,6 +50,16 @@ class EvaluateSettings(Settings):
     seed: int = Field(default=0, ge=0)
     """Seed of the sampled answers."""
 
+    tasks: tuple[str, ...] = ()
+    """Language tasks that every model answers as well, packaged ones or paths of .toml files (docs/tasks.md); of their
+    test splits."""
+
+    task_rows: int | None = Field(default=None, ge=1)
+    """Ask no more rows of each task than this; absent, the task's own number."""
+
+    data: str | None = None
+    """Folder with the tasks' data; the pipeline passes the recipe's own."""
+
 
 class LlamaSettings(Settings):
     """What llama.cpp is told; proofs, answers and chats keep the defaults."""

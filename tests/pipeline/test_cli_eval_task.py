@@ -54,7 +54,8 @@ def test_document_says_what_was_asked_and_what_came_of_it(task, tiny_checkpoint,
     assert numbers["engine"].startswith("torch ")
     assert len(numbers["chat_sha256"]) == 64
     written = json.loads((tmp_path / "scores" / "tasks.json").read_text())
-    assert written == {key: value for key, value in document.items() if key != "path"}
+    assert written["tasks"] == document["tasks"]
+    assert written["models"] == [{key: value for key, value in model.items() if key != "path"}]
     rows = [json.loads(line) for line in (tmp_path / "scores" / "task_rows.jsonl").read_text().splitlines()]
     assert [(row["job"], row["row"], row["seed"]) for row in rows] == [
         ("answer", 1, 1),

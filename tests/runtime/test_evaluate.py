@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ammd.runtime import evaluate
 from ammd.runtime.artifact_ref import ArtifactRef
 from ammd.runtime.evaluate import EvaluateInputs, run
 from ammd.runtime.settings import EvaluateSettings
@@ -29,6 +30,47 @@ def folder(
     )
     assert json.loads((folder / "quality.json").read_text()) == results["quality"]
     return folder
+
+
+def test_every_model_answers_the_tasks_too_and_a_killed_stage_goes_on(
+    tiny_checkpoint: Path, tiny_gguf: Path, tiny_heldout: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"q": q, "a": "the thing"}) + "\n" for q in "abcd"))
+    task = tmp_path / "t.toml"
+    task.write_text(
+        'name = "t"\nversion = 1\ndescription = ""\nkind = "instruction"\nprompt = "{q}"\nreferences = "a"\n'
+        'response_tokens = 5\ndata = { test = "t.jsonl" }\n'
+    )
+    models = (ArtifactRef(name="teacher", path=tiny_checkpoint), ArtifactRef(name="gguf-f16", path=tiny_gguf))
+    settings = EvaluateSettings(
+        prompts=1,
+        sampled_prompts=1,
+        file_prompts=1,
+        kl_texts=1,
+        tasks=(str(task),),
+        task_rows=3,
+        data=str(tmp_path),
+    )
+    inputs = EvaluateInputs(
+        teacher=tiny_checkpoint, heldout=tiny_heldout, models=models, resume=tmp_path / "resume"
+    )
+    (folder := tmp_path / "stage").mkdir()
+    results = run(inputs, settings, folder)
+    document = json.loads((folder / "tasks.json").read_text())
+    assert document["tasks"] == results["tasks"]
+    assert results["tasks"]["t"]["rows"] == 3
+    rows = [json.loads(line) for line in (folder / "task_rows.jsonl").read_text().splitlines()]
+    assert [row["model"] for row in rows] == ["teacher"] * 3 + ["gguf-f16"] * 3
+    assert [row["text"] for row in rows[:3]] == [row["text"] for row in rows[3:]]
+    for name in ("teacher", "gguf-f16"):
+        metric = results["task_scores"][name]["t"]["metrics"]["rouge_l"]
+        assert metric["low"] <= metric["value"] <= metric["high"]
+    kept = tmp_path / "resume" / "t" / "gguf-f16" / "rows.jsonl"
+    before = kept.read_bytes()
+    (again := tmp_path / "again").mkdir()
+    evaluate._score_tasks(inputs, settings, again)
+    assert kept.read_bytes() == before  # nothing was asked again
+    assert (again / "task_rows.jsonl").read_bytes() == (folder / "task_rows.jsonl").read_bytes()
 
 
 @pytest.fixture(scope="module")
