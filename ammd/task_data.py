@@ -17,7 +17,7 @@ from .artifact import hash_file, hash_text
 from .errors import DataError, RecipeError
 from .json_lines import check_unicode, read_objects
 from .task import HubData, Split, Task, TaskKind
-from .task_hub import copied_files, local_copy, read_hub_rows
+from .task_hub import check_reader, copied_files, local_copy, read_hub_rows
 from .task_template import as_text, fill, look_up
 
 
@@ -57,7 +57,7 @@ def read_task_rows(
         limit: Draw no more than this many.
 
     Raises:
-        RecipeError: The task has no such split.
+        RecipeError: The task has no such split, or it is a hub's and what reads these is not installed.
         DataError: The folder or the file is missing, or a row is not what the task says (named by its line).
     """
     files, hub = task_files(task, split, data=data), _hub(task, split)
@@ -102,13 +102,14 @@ def task_files(task: Task, split: Split, *, data: Path | None) -> tuple[Path, ..
     """Return the files of the data folder that a split is read from; none where it is fetched from a hub.
 
     Raises:
-        RecipeError: The task has no such split.
+        RecipeError: The task has no such split, or it is a hub's and what reads these is not installed.
         DataError: The data folder is missing, or the file in it.
     """
     hub = _hub(task, split)
     if data is not None and not data.is_dir():
         raise DataError(f"no data folder at `{data}`", path=str(data))
     if hub is not None:
+        check_reader(hub)
         folder = local_copy(hub, data)
         return copied_files(folder) if folder else ()
     name = task.data[split]

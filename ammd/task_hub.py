@@ -6,16 +6,28 @@ JSONL, laid out as on the hub. It runs no code of a data set.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DataError
+from .errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from .task import HubData, Split
 
-PACKAGE_HINT = 'install it with `pip install "ammd[hub]"`'
+
+def check_reader(hub: HubData) -> None:
+    """Check that what reads a hub's data sets is installed.
+
+    Raises:
+        RecipeError: It is not.
+    """
+    if importlib.util.find_spec("datasets") is None:
+        raise RecipeError(
+            f"`{hub.id}` is read by the package `datasets`, which is not installed",
+            hint="`pip install 'ammd[hub]'`",
+        )
 
 
 def local_copy(hub: HubData, data: Path | None) -> Path | None:
@@ -38,12 +50,10 @@ def read_hub_rows(hub: HubData, split: Split, *, data: Path | None) -> list[tupl
     """Return the rows of a split, each with its place, from 1.
 
     Raises:
-        DataError: `datasets` is not installed, or cannot read or fetch them.
+        DataError: `datasets` cannot read or fetch them.
     """
-    try:
-        import datasets
-    except ImportError as exc:
-        raise DataError(f"`{hub.id}` is read by the package `datasets`", hint=PACKAGE_HINT) from exc
+    import datasets
+
     folder = local_copy(hub, data)
     name = hub.splits[split]
     where = f"`{folder}`" if folder else f"`{hub.id}` at `{hub.revision}`"

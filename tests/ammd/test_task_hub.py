@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ammd.errors import DataError
+from ammd.errors import DataError, RecipeError
 from ammd.task import Task
 from ammd.task_data import digest_rows, read_task_rows, task_files
 
@@ -170,6 +170,8 @@ def test_a_data_set_that_cannot_be_fetched_is_told_with_the_way_out(tmp_path: Pa
 def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_chats(tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match="is read by the package `datasets`") as caught:
+    with pytest.raises(
+        RecipeError, match="is read by the package `datasets`, which is not installed"
+    ) as caught:
         read_task_rows(chats(), "test", data=tmp_path)
-    assert caught.value.hint == 'install it with `pip install "ammd[hub]"`'
+    assert caught.value.hint == "`pip install 'ammd[hub]'`"

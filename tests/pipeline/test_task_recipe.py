@@ -1,6 +1,8 @@
 """Recipes that train for a task, and the packaged ones that do."""
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,6 +108,21 @@ def test_what_hinders_a_task_is_one_fault_each(task_recipe):
     message = faults_of(task_recipe)
     assert "`data` is missing: task `mine` reads `mine/train.jsonl` below a data folder" in message
     assert "`--data DIR`" in message
+
+
+def test_a_data_set_of_a_hub_needs_its_reader_before_any_work(task_recipe, monkeypatch):
+    hub = 'hub = { id = "a/b", revision = "' + "0" * 40 + '" }\n'
+    text = "\n".join(line for line in TASK.splitlines() if not line.startswith("data ="))
+    (task_recipe.parent / "mine.toml").write_text(f"{text}\n{hub}", encoding="utf-8")
+    if importlib.util.find_spec("datasets"):
+        assert load_recipe(task_recipe).prepare.response_tokens == 17
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    message = faults_of(task_recipe)
+    assert "`prepare.task` = " in message
+    assert (
+        "`a/b` is read by the package `datasets`, which is not installed; `pip install 'ammd[hub]'`"
+        in message
+    )
 
 
 def test_a_finished_run_needs_its_data_no_more(task_recipe):
