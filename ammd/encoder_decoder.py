@@ -14,6 +14,7 @@ one.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,7 @@ def _load_encoder_decoder(folder: Path, config: Any, dtype: torch.dtype) -> PreT
         raise ValueError(
             f"encoder-decoders of type `{config.model_type}` are not known, {', '.join(MODEL_TYPES)} are"
         )
-    is_tied = _has_tied_head(folder)
+    is_tied = has_tied_head(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     is_forced = type(config)(tie_word_embeddings=False).tie_word_embeddings  # by transformers 5
     if not is_forced:
         config.tie_word_embeddings = is_tied
@@ -115,9 +116,8 @@ def _load_encoder_decoder(folder: Path, config: Any, dtype: torch.dtype) -> PreT
     return model
 
 
-def _has_tied_head(folder: Path) -> bool:
-    """Tell whether config.json means the embedding to be the head, scaled."""
-    document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+def has_tied_head(document: Mapping[str, Any]) -> bool:
+    """Tell whether an encoder-decoder's config.json means the embedding to be the head, scaled."""
     if document["model_type"] == "mt5" or document.get("scale_decoder_outputs") is False:
         return False  # whatever transformers 5 has written into the key
     return document.get("tie_word_embeddings") is not False

@@ -92,12 +92,15 @@ def _write_rope_theta(path: Path) -> None:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the tokenizer with a class name that transformers 4, 5 and the converters know."""
+    """Write the tokenizer under names that transformers 4, 5 and the converters know."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        # transformers 5's name for them; 4 expects a dictionary there and cannot read the file.
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
     if isinstance(tokenizer.chat_template, str):
         # transformers writes a file beside it; older converters look only here.
         config["chat_template"] = tokenizer.chat_template

@@ -16,6 +16,7 @@ from ammd.distill.checkpoint import (
     load_model,
     load_tokenizer,
     save_checkpoint,
+    save_tokenizer,
 )
 from ammd.distill.gguf_tokenizer import PROBE_TEXTS, build_tokenizer, check_token_ids
 from ammd.distill.source import check_source, materialize
@@ -30,6 +31,19 @@ def test_saved_checkpoint_names_what_older_tools_look_for(tiny_checkpoint: Path)
     tokenizer = json.loads((tiny_checkpoint / "tokenizer_config.json").read_text())
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert "<|im_start|>" in tokenizer["chat_template"]
+
+
+def test_further_special_tokens_have_the_name_that_all_versions_read(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(tiny_checkpoint)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<a>", "<b>"]})
+    save_tokenizer(tokenizer, tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["additional_special_tokens"] == ["<a>", "<b>"]
+    assert not isinstance(config.get("extra_special_tokens"), list)
+    again = load_tokenizer(tmp_path)
+    assert set(again.all_special_tokens) == set(tokenizer.all_special_tokens) >= {"<a>", "<b>"}
 
 
 def test_end_tokens_are_the_tokenizers_and_the_models(tiny_checkpoint: Path) -> None:
