@@ -353,6 +353,31 @@ def test_a_context_of_blanks_is_an_empty_one(ours: EngineLM) -> None:
     assert blank == empty
 
 
+def test_a_tokenizer_that_adds_its_own_bos_token(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    bos = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}},
+    }
+    path.write_text(json.dumps(tokenizer))
+    theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32")
+    ours = EngineLM(folder, threads=1)
+    for text in ("the thing", "<|im_start|>user", ""):
+        assert ours.tok_encode(text) == theirs.tok_encode(text)
+        assert ours.tok_encode(text, add_special_tokens=False) == theirs.tok_encode(
+            text, add_special_tokens=False
+        )
+    assert ours.tok_encode("the") == [1, *EngineLM(folder, threads=1, add_bos_token=False).tok_encode("the")]
+    pairs = asks("loglikelihood", [("the cat", " and"), ("<|im_start|>the cat", " and"), ("", "and")])
+    found, expected = ours.loglikelihood(pairs), theirs.loglikelihood(pairs, disable_tqdm=True)
+    assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-4)
+
+
 def test_a_refused_system_message_is_left_out(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
     template = folder / "chat_template.jinja"
