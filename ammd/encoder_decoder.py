@@ -56,6 +56,14 @@ def head_scale(model: PreTrainedModel) -> float:
     return 1.0
 
 
+def stated_head_scale(document: Mapping[str, Any]) -> float:
+    """Return the same, as a config.json has it."""
+    if document.get("model_type") in MODEL_TYPES and has_tied_head(document):
+        width = int(document["d_model"])
+        return float(width**-0.5)
+    return 1.0
+
+
 def start_token_id(model: PreTrainedModel) -> int:
     """Return the token that an encoder-decoder's target starts from, which is not part of a response."""
     for config in (model.config, model.generation_config):

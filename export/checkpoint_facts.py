@@ -19,7 +19,7 @@ from ammd.safetensors_header import HEAD, is_head_tied, read_headers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointFacts:
-    """A causal language model's folder, described."""
+    """A language model's folder, described."""
 
     parameters: int  # numbers stored; a tied head counts once
     embedding_weights: int  # numbers in the token embedding, vocabulary times hidden size
@@ -51,13 +51,15 @@ def read_checkpoint_facts(folder: Path) -> CheckpointFacts:
         )
     return CheckpointFacts(
         parameters=sum(math.prod(entry["shape"]) for entry in tensors.values()),
-        embedding_weights=int(config.get("vocab_size") or 0) * int(config.get("hidden_size") or 0),
+        embedding_weights=int(config.get("vocab_size") or 0)
+        * int(config.get("hidden_size") or config.get("d_model") or 0),
         largest_matrix_weights=max((math.prod(entry["shape"]) for entry in tensors.values()), default=0),
         tied_head=tied,
         row_weights={
             name: int(entry["shape"][1])
             for name, entry in tensors.items()
-            if len(entry["shape"]) == 2 and not name.endswith(("embed_tokens.weight", "lm_head.weight"))
+            if len(entry["shape"]) == 2
+            and not name.endswith(("embed_tokens.weight", "lm_head.weight", "shared.weight"))
         },
     )
 

@@ -18,8 +18,9 @@ from ammd.scratch import scratch_folder
 
 from .checkpoint_facts import read_json
 from .sentencepiece_model import adds_space, is_sentencepiece, write_model
+from .unigram_model import is_unigram, user_defined_tokens, write_unigram_model
 
-_SETTINGS, _PIECES = "tokenizer_config.json", "tokenizer.model"
+_SETTINGS, _PIECES, _ADDED = "tokenizer_config.json", "tokenizer.model", "added_tokens.json"
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -52,6 +53,12 @@ def converter_view(checkpoint: Path, tokenizer: Mapping[str, Any]) -> Iterator[P
 
 def _added_files(checkpoint: Path, document: Mapping[str, Any]) -> dict[str, bytes]:
     settings = read_json(checkpoint / _SETTINGS)
+    special = {name: _text(settings.get(name)) for name in _NAMED}
+    if is_unigram(document):
+        return {
+            _PIECES: write_unigram_model(document, special=special),
+            _ADDED: _bytes(user_defined_tokens(document)),
+        }
     if not is_sentencepiece(document):
         is_phi = "Phi3ForCausalLM" in read_json(checkpoint / "config.json").get("architectures", [])
         return {_SETTINGS: _bytes({**settings, "tokenizer_class": "GPT2Tokenizer"})} if is_phi else {}
@@ -63,7 +70,6 @@ def _added_files(checkpoint: Path, document: Mapping[str, Any]) -> dict[str, byt
     }
     files = {_SETTINGS: _bytes(settings)}
     if not (checkpoint / _PIECES).is_file():
-        special = {name: _text(settings.get(name)) for name in _NAMED}
         files[_PIECES] = write_model(document, special=special)
     return files
 

@@ -1,9 +1,10 @@
 """The child process that runs llama.cpp's own converter: `python -m ammd.export.gguf_converter TREE REQUEST ...`.
 
-It differs from calling the script in three points: where the converter does not know a tokenizer's hash, the
+It differs from calling the script in four points: where the converter does not know a tokenizer's hash, the
 rule in `tokenizer.json` is asked (`ammd.pre_tokenizer`), and if that is unknown too, the converter stops as ever;
-that no BOS is added is written also where the tokenizer says so only by saying nothing; and the file says of
-itself what the request's `metadata` has, a JSON object of texts, not what the converter guesses from a folder's name.
+that no BOS is added is written also where the tokenizer says so only by saying nothing; the file says of
+itself what the request's `metadata` has, a JSON object of texts, not what the converter guesses from a folder's name;
+and what a T5 with a tied head multiplies its last states by, for which llama.cpp has no place, goes into the last norm.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str]) -> None:
     request = json.loads(arguments[1])
     if not request["adds_bos"]:
         _say_that_no_bos_is_added(importlib.import_module("gguf.vocab").SpecialVocab)
+    if request["head_scale"] != 1:
+        _scale_last_norm(importlib.import_module("conversion.t5").T5Model, request["head_scale"])
     _state_metadata(importlib.import_module("gguf.metadata").Metadata, request["metadata"])
     sys.argv = [str(tree / CONVERTER), *arguments[2:]]
     runpy.run_path(sys.argv[0], run_name="__main__")
@@ -85,18 +88,29 @@ def _say_that_no_bos_is_added(special_vocab: Any) -> None:
     special_vocab.__init__ = load_and_say
 
 
+def _scale_last_norm(t5_model: Any, scale: float) -> None:
+    convert = t5_model.modify_tensors
+
+    def scale_and_convert(self: Any, tensor: Any, name: str, layer: int | None) -> Any:
+        if name == "decoder.final_layer_norm.weight":
+            tensor = tensor.float() * scale
+        return convert(self, tensor, name, layer)
+
+    t5_model.modify_tensors = scale_and_convert
+
+
 def adds_bos(tokenizer: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     """Tell whether a `tokenizer.json`, or the `tokenizer_config.json` beside it, has anything that adds a BOS."""
     return bool(settings.get("add_bos_token")) or _adds_tokens(tokenizer.get("post_processor"))
 
 
 def _adds_tokens(processor: Mapping[str, Any] | None) -> bool:
-    """Tell whether a tokenizer's last step puts tokens around a text; transformers 5 writes one that puts none."""
+    """Tell whether a tokenizer's last step puts tokens before a text; transformers 5 writes one that puts none."""
     match processor:
         case None | {"type": "ByteLevel"}:
             return False
         case {"type": "TemplateProcessing", "single": list(pieces)}:
-            return any("SpecialToken" in piece for piece in pieces)
+            return "SpecialToken" in pieces[0]
         case {"type": "Sequence", "processors": list(steps)}:
             return any(map(_adds_tokens, steps))
     return True

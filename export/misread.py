@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ammd.encoder_decoder import MODEL_TYPES
 from ammd.errors import ExportError
 
+_T5_GATES = ("relu", "gated-gelu", "gated-gelu_new")  # that llama.cpp computes (models/t5.cpp)
+_T5_DISTANCE = 128  # from which llama.cpp tells positions apart no more (llama-graph.cpp)
 _GEMMA3 = ("gemma3", "gemma3_text")
 _GEMMA3_27B_LAYERS = 62  # by which llama.cpp knows the one that scales otherwise (models/gemma3.cpp)
 _GEMMA3_STEP = 6  # llama.cpp lets each layer of this multiple see the whole text (models/gemma3.cpp)
@@ -54,6 +57,8 @@ def check_gguf(checkpoint: Path, config: Mapping[str, Any]) -> None:
     kind = config.get("model_type")
     if kind in _GEMMA3:
         _check_gemma3(refusal, config)
+    if kind in MODEL_TYPES:
+        _check_t5(refusal, config)
     if kind == "smollm3":
         layers = config.get("no_rope_layers")
         expected = [int((layer + 1) % _SMOLLM3_STEP != 0) for layer in range(len(layers or ()))]
@@ -114,6 +119,25 @@ def check_onnx(checkpoint: Path, config: Mapping[str, Any], *, is_new: bool) -> 
     if config.get("use_bidirectional_attention"):
         raise refusal(
             "use_bidirectional_attention", True, "each token sees only those before it", hint=_NEITHER
+        )
+
+
+def _check_t5(refusal: _Refusal, config: Mapping[str, Any]) -> None:
+    gate = config.get("feed_forward_proj", "relu" if config["model_type"] == "t5" else "gated-gelu")
+    if gate not in _T5_GATES:
+        raise refusal(
+            "feed_forward_proj", gate, "llama.cpp computes relu, or with a gate gelu (tanh), and nothing else"
+        )
+    distance = config.get("relative_attention_max_distance", _T5_DISTANCE)
+    if distance != _T5_DISTANCE:
+        raise refusal("relative_attention_max_distance", distance, f"llama.cpp has {_T5_DISTANCE}")
+    layers = config["num_layers"]
+    if (config.get("num_decoder_layers") or layers) > layers:
+        raise refusal(
+            "num_decoder_layers",
+            config["num_decoder_layers"],
+            f"llama.cpp has names and a cache for as many layers as the encoder has, here {layers}",
+            hint="leave the GGUF schemes out, or keep at least as many layers in the encoder",
         )
 
 

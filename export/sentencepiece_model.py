@@ -29,15 +29,15 @@ def adds_space(document: Mapping[str, Any]) -> bool:
     Raises:
         ExportError: Only the beginning of a text gets one, which no GGUF can say.
     """
-    steps = [*_steps(document, "normalizer"), *_steps(document, "pre_tokenizer")]
-    schemes = [step.get("prepend_scheme", "always") for step in steps if step["type"] == "Metaspace"]
+    found = [*steps(document, "normalizer"), *steps(document, "pre_tokenizer")]
+    schemes = [step.get("prepend_scheme", "always") for step in found if step["type"] == "Metaspace"]
     if "first" in schemes:
         raise ExportError(
             "`tokenizer.json` puts a space in front of a text, but not after its special tokens (Metaspace, "
             "prepend_scheme = first), which no GGUF can say: llama.cpp does both or neither",
             hint="leave the GGUF schemes out, or give the tokenizer the scheme that the model was trained with",
         )
-    return "always" in schemes or any(step["type"] == "Prepend" for step in steps)
+    return "always" in schemes or any(step["type"] == "Prepend" for step in found)
 
 
 def write_model(document: Mapping[str, Any], *, special: Mapping[str, str | None]) -> bytes:
@@ -105,7 +105,7 @@ def _scores(document: Mapping[str, Any]) -> dict[str, float]:
     return scores
 
 
-def _steps(document: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+def steps(document: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     """Return the steps of a normalizer or pre-tokenizer, those of a sequence one by one."""
     rule = document.get(key)
     if not rule:

@@ -23,7 +23,8 @@ from ammd.machine import check_free_disk
 from ammd.progress import progress
 
 from .captured import measured
-from .checkpoint_facts import CheckpointFacts, read_checkpoint_facts
+from .checkpoint_facts import CheckpointFacts, read_checkpoint_facts, read_json
+from .encoder_decoders import check_encoder_decoder
 from .estimates import check_memory, disk_bytes
 from .file_metadata import Provenance, checkpoint_metadata, scheme_metadata
 from .gguf_contents import read_contents
@@ -68,6 +69,7 @@ def run(inputs: ExportInputs, settings: ExportSettings, folder: Path) -> dict[st
         ExportError: A converter refuses the checkpoint, or there is too little memory.
     """
     facts = read_checkpoint_facts(inputs.checkpoint)
+    check_encoder_decoder(read_json(inputs.checkpoint / "config.json"), settings)
     _check_standard(inputs.checkpoint, settings)
     check_free_disk(folder, need_bytes=disk_bytes(facts, settings), purpose="the export")
     check_memory(facts, settings)

@@ -13,6 +13,8 @@ from typing import Any
 
 from ammd.errors import ExportError
 
+from .unigram_model import is_unigram
+
 _PHI_3 = re.compile(r"phi-?3", re.IGNORECASE)
 _NEVER = ("<unk>", "<s>", "<|endoftext|>")
 
@@ -23,6 +25,8 @@ def name_in_file(name: str, tokenizer: Mapping[str, Any]) -> str:
     Raises:
         ExportError: No name makes it so.
     """
+    if is_unigram(tokenizer):  # llama.cpp drops white space beside all special tokens of one
+        return _PHI_3.sub("phi 3", name)
     special = [entry for entry in tokenizer.get("added_tokens", []) if entry.get("special")]
     swallowing = {entry["content"] for entry in special if entry.get("rstrip")}
     before = [entry["content"] for entry in special if entry.get("lstrip")]

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ammd.encoder_decoder import stated_head_scale
 from ammd.errors import ExportError
 from ammd.llama_source import source_tree
 from ammd.machine import available_cores
@@ -55,7 +56,8 @@ def write_gguf(
         FetchError: llama.cpp's source cannot be had.
         ExportError: The converter does not know the architecture or tokenizer, or a weight does not fit F16.
     """
-    check_gguf(checkpoint, read_json(checkpoint / "config.json"))
+    config = read_json(checkpoint / "config.json")
+    check_gguf(checkpoint, config)
     tokenizer = read_json(checkpoint / "tokenizer.json")  # some megabytes, so once
     name = name_in_file(name, tokenizer)
     tree = source_tree(suffix=".py")
@@ -63,6 +65,7 @@ def write_gguf(
     request = {
         "metadata": dict(metadata or {}),
         "adds_bos": adds_bos(tokenizer, read_json(checkpoint / "tokenizer_config.json")),
+        "head_scale": stated_head_scale(config),
     }
     with converter_view(checkpoint, tokenizer) as view:
         run_module(

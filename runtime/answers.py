@@ -66,7 +66,7 @@ def measure_checkpoint(request: Mapping[str, Any]) -> dict[str, Any]:
     with TorchEngine(
         Path(request["path"]), threads=request["threads"], context_tokens=_longest(rows)
     ) as engine:
-        check_plain_head(engine.model, rows[0].token_ids)
+        check_plain_head(engine.model, rows[0])
         states = dict(torch_batch.response_states(engine.model, texts))
         own = HiddenStates(
             hidden=torch.cat([states[place] for place in range(len(texts))]).numpy(),

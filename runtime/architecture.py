@@ -3,6 +3,11 @@
 Weights are counted as the file stores them. Every matrix is read whole, a table of embeddings only by the row of the
 token; one that is also the head is read whole, once. An engine that keeps weights wider than the file does reads more
 than is counted here. Of a mixture's experts those count that a token is sent to. What is not known is None.
+
+Of an encoder-decoder a token reads the decoder, and the encoder is read once a prompt. torch and onnxruntime keep keys
+and values of the source, so that a token reads those and not the matrices that make them, and a token of either text
+adds as many numbers. llama.cpp computes them anew from the encoder's output for each token: it reads these matrices
+too, and what it keeps of the source is no cache, so nothing is told of it.
 """
 
 from __future__ import annotations
@@ -13,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ammd.encoder_decoder import MODEL_TYPES
 from ammd.errors import ArtifactError
 from ammd.gguf_reader import open_gguf
 from ammd.safetensors_header import read_headers
 
+from . import onnx_folder
 from .artifact_ref import EngineKind, detect_kind
 from .model_file import checkpoint_facts
 from .onnx_folder import read_json
@@ -25,6 +32,8 @@ from .onnx_weights import read_onnx_weights
 _KV_BYTES: Mapping[str, float] = {"f32": 4, "f16": 2, "q8_0": 34 / 32, "q4_0": 18 / 32}
 EXPERTS = "_exps."  # in the names of tensors that hold all experts of a layer
 _GGUF_TABLES = ("token_embd.weight", "position_embd.weight", "per_layer_token_embd.weight")
+_ENCODER = "enc."  # in front of the names of an encoder's tensors, of an encoder-decoder in GGUF
+_SOURCE_MATRICES = ("EncDecAttention.k.weight", "EncDecAttention.v.weight")
 _LOADED_BYTES = 4  # torch holds a checkpoint in float32
 
 
@@ -59,10 +68,23 @@ def read_architecture(path: Path) -> Architecture:
         return Architecture()  # its engine may run it all the same
 
 
+def has_encoder(path: Path) -> bool:
+    """Tell whether an exported file is an encoder-decoder's.
+
+    Raises:
+        ArtifactError: There is no such file, or it is damaged.
+    """
+    if detect_kind(path) is EngineKind.LLAMA_CPP:
+        return any(str(tensor.name).startswith(_ENCODER) for tensor in open_gguf(path).tensors)
+    return onnx_folder.has_encoder(path)
+
+
 def _of_gguf(path: Path) -> Architecture:
     reader = open_gguf(path)
     family = reader.fields["general.architecture"].contents()
-    tensors = {str(tensor.name): tensor for tensor in reader.tensors}
+    tensors = {
+        str(tensor.name): tensor for tensor in reader.tensors if not str(tensor.name).startswith(_ENCODER)
+    }
     tables = _GGUF_TABLES if "output.weight" in tensors else _GGUF_TABLES[1:]
     weights = sum(
         int(tensor.n_bytes)
@@ -77,7 +99,8 @@ def _of_gguf(path: Path) -> Architecture:
 
     heads, layers = number("attention.head_count"), number("block_count")
     values = None
-    if heads and layers and not number("attention.kv_lora_rank"):
+    reads_encoder = len(tensors) < len(reader.tensors)
+    if heads and layers and not reads_encoder and not number("attention.kv_lora_rank"):
         groups = number("attention.head_count_kv", heads)
         by_layer = groups if isinstance(groups, list) else [groups] * layers
         size = number("embedding_length") // (heads[0] if isinstance(heads, list) else heads)
@@ -105,6 +128,8 @@ def used_experts(reader: Any) -> float:
 
 def _of_checkpoint(folder: Path) -> Architecture:
     config = read_json(folder / "config.json")
+    if config.get("is_encoder_decoder"):
+        return _of_t5(folder, config)
     if "text_config" in config or config.get("num_experts") or config.get("num_local_experts"):
         return Architecture()
     tied = checkpoint_facts(folder)["tied_head"]
@@ -121,4 +146,24 @@ def _of_checkpoint(folder: Path) -> Architecture:
         weight_bytes_per_token=weights * _LOADED_BYTES,
         kv_values_per_token=2 * config["num_hidden_layers"] * groups * size if known else None,
         window_tokens=config.get("sliding_window") if windowed else None,
+    )
+
+
+def _of_t5(folder: Path, config: Mapping[str, Any]) -> Architecture:
+    if config["model_type"] not in MODEL_TYPES:
+        return Architecture()
+    headers = read_headers(folder)
+    tied = checkpoint_facts(folder)["tied_head"]
+    weights = config["vocab_size"] * config["d_model"] + (
+        0 if tied else config["d_model"]
+    )  # head, row of the token
+    weights += sum(
+        math.prod(entry["shape"])
+        for name, entry in headers.items()
+        if name.startswith("decoder.") and not name.endswith((*_SOURCE_MATRICES, "embed_tokens.weight"))
+    )
+    layers = config.get("num_decoder_layers") or config["num_layers"]
+    return Architecture(
+        weight_bytes_per_token=weights * _LOADED_BYTES,
+        kv_values_per_token=2 * layers * config["num_heads"] * config["d_kv"],
     )

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from ammd.conversations import source_text
 from ammd.errors import EngineError
 
 
@@ -51,6 +52,16 @@ def render_chat_template(
         )
     except jinja2.TemplateError as exc:
         raise EngineError(f"the chat template refuses these messages: {exc}") from exc
+
+
+def render_source(messages: Sequence[Mapping[str, str]], *, end_token: str) -> str:
+    """Return what an encoder-decoder without a template reads: the last question by itself, the end token behind it.
+
+    It knows nothing of what was said before.
+    """
+    texts = [message for message in messages if message["role"] != "assistant"]
+    opening = [message for message in texts[:-1] if message["role"] == "system"]
+    return source_text([*map(dict, opening), dict(texts[-1])]) + end_token
 
 
 def _to_json(value: object, indent: int | None = None) -> str:

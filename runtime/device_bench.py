@@ -14,6 +14,7 @@ from typing import Any
 
 from ammd.errors import EngineError, RecipeError
 
+from .architecture import has_encoder
 from .artifact_ref import ArtifactRef, EngineKind
 from .bench import measure_artifacts
 from .bench_document import SCHEMA
@@ -61,6 +62,7 @@ def measure_on_device(
     tooled = [one for one in artifacts if is_for_tool(one)]
     if tooled:
         check_settings(settings)
+        check_files(tooled)
     others = [one for one in artifacts if not is_for_tool(one)]
     facts = read_facts(device)
     bench: dict[str, Any] = {}
@@ -108,6 +110,21 @@ def check_settings(settings: BenchSettings) -> None:
         raise RecipeError(
             f"`warmup = {settings.warmup}`: `{BENCH}` warms up once (1) or not at all (0)", hint=hint
         )
+
+
+def check_files(artifacts: Sequence[ArtifactRef]) -> None:
+    """Check that `llama-bench` runs the files.
+
+    Raises:
+        EngineError: One is an encoder-decoder.
+    """
+    for one in artifacts:
+        if has_encoder(one.path):
+            raise EngineError(
+                f"`{one.path}` is an encoder-decoder, which `{BENCH}` does not run",
+                hint=f"`--engine {EngineKind.LLAMA_CPP.value}` measures it in Python on the device",
+                path=str(one.path),
+            )
 
 
 def machine_of(facts: DeviceFacts) -> dict[str, Any]:

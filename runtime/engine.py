@@ -4,6 +4,11 @@ An engine holds one model and one sequence. `prefill` starts the sequence, `deco
 the logits that choose the next token. Nothing here samples: `generate` does, so that every engine is driven
 by the same code and differs only in its arithmetic. Engines load nothing at import, and a process that opens
 another engine than torch never imports torch, whose thread pool would disturb what is measured.
+
+An encoder-decoder (T5) has the same interface. Its prompt is the source, end token included: `prefill` encodes it and
+gives the logits after the decoder's start token, `decode` adds a token to the target, and in `logits` what stands up to
+`start` is the source and what follows the target, with the start token before it. So whoever compares models on prompt
+and response need not know which kind they are; `START_TOKEN` in its settings tells.
 """
 
 from __future__ import annotations
@@ -17,12 +22,15 @@ from ammd.errors import EngineError
 
 from .artifact_ref import EngineKind, choose_kind
 from .llama_options import LLAMA_DEFAULTS, LlamaOptions
+from .onnx_folder import has_encoder
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Logits = NDArray[np.float32]
+
+START_TOKEN = "decoder_start_token_id"  # of an encoder-decoder, in its engine's settings
 
 
 class Engine(Protocol):
@@ -56,6 +64,8 @@ class Engine(Protocol):
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
     ) -> str:
         """Return the chat as text, through the template stored with the model.
+
+        An encoder-decoder without a template reads the user's last message, the end token behind it.
 
         Raises:
             EngineError: The model has no template, or it refuses these messages.
@@ -130,6 +140,10 @@ def open_engine(
         from .genai_engine import GenaiEngine
 
         return GenaiEngine(path, threads=threads, context_tokens=context_tokens)
+    if kind is EngineKind.ONNX_RUNTIME and has_encoder(path):
+        from .ort_seq2seq_engine import OrtSeq2SeqEngine
+
+        return OrtSeq2SeqEngine(path, threads=threads, context_tokens=context_tokens)
     if kind is EngineKind.ONNX_RUNTIME:
         from .ort_engine import OrtEngine
 

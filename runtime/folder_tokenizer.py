@@ -37,6 +37,15 @@ class FolderTokenizer:
         token_id: int | None = self._backend.token_to_id(self._special.get(name, ""))
         return token_id
 
+    def special_text(self, name: str) -> str:
+        """Return how a special token is written; empty where there is no such token."""
+        return self._special.get(name, "")
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the folder says how a chat is written."""
+        return self._template is not None
+
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Return token ids; special tokens in `text` are recognised."""
         return list(self._backend.encode(text, add_special_tokens=add_special).ids)

@@ -15,6 +15,10 @@ the options default to, and what is always so:
 - `n_outputs_max`: llama.cpp reserves logits for a whole batch of 512 positions otherwise (100 MB at 49,152
   tokens) although a chat reads one.
 
+An encoder-decoder (T5) reads the prompt with `llama_encode`, the whole of it at once, so that the batch is as long as
+the context; `llama_decode` then begins with the start token that the file names. llama.cpp keeps the encoder's output
+in the context, and the next `llama_encode` replaces it.
+
 llama.cpp's log is kept in memory and becomes part of the message when something fails.
 """
 
@@ -30,8 +34,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ammd.errors import EngineError
 
-from .chat_template import render_chat_template
-from .engine import check_room
+from .chat_template import render_chat_template, render_source
+from .engine import START_TOKEN, check_room
 from .llama_options import LLAMA_DEFAULTS, LlamaOptions
 from .llama_step import LlamaStep
 from .llama_vocab import LlamaVocab
@@ -64,12 +68,16 @@ class LlamaEngine:
         self._batch: Any = None
         self._step: LlamaStep | None = None
         self._options = options
-        self._batch_tokens = options.batch_tokens
         self._repacking = b"AMX_INT8 = 1" not in library.llama_print_system_info()
         self.context_tokens = context_tokens
+        self._batch_tokens, self._micro_batch_tokens = options.batch_tokens, options.micro_batch_tokens
+        self._start_token: int | None = None  # of an encoder-decoder's target
         self.name = f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')})"
         try:
             self._model = self._load_model(path)
+            if library.llama_model_has_encoder(self._model):
+                self._start_token = self._read_start_token(path)
+                self._batch_tokens = self._micro_batch_tokens = context_tokens
             self._context = self._make_context(path, threads)
         except EngineError:
             self.close()
@@ -85,15 +93,17 @@ class LlamaEngine:
             self._batch.seq_id[index][0] = 0
         self._step = LlamaStep(library, self._context, vocab_size=self.vocab_size)
         self._length = 0
+        self._longest = context_tokens  # sequence that the cache may hold
         self.settings: Mapping[str, object] = {
             "threads": threads,
             "context_tokens": context_tokens,
-            "batch_tokens": options.batch_tokens,
-            "micro_batch_tokens": options.micro_batch_tokens,
+            "batch_tokens": self._batch_tokens,
+            "micro_batch_tokens": self._micro_batch_tokens,
             "flash_attention": options.flash_attention,
             "memory_map": options.memory_map,
             "weight_repacking": self._repacking,
             "kv_cache_type": options.kv_type.value,
+            **({} if self._start_token is None else {START_TOKEN: self._start_token}),
         }
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
@@ -117,16 +127,19 @@ class LlamaEngine:
             EngineError: The file has no template, or it refuses these messages.
         """
         template: bytes | None = self._library.llama_model_chat_template(self._model, None)
-        if template is None:
-            raise EngineError("the GGUF stores no chat template")
         vocab = self._library.llama_model_get_vocab(self._model)
         end = self._library.llama_vocab_eos(vocab)
+        end_text = self._vocab.special_text(None if end < 0 else end)
+        if template is None:
+            if self._start_token is None:
+                raise EngineError("the GGUF stores no chat template")
+            return render_source(messages, end_token=end_text)
         return render_chat_template(
             template.decode(),
             messages,
             special_tokens={
                 "bos_token": self._vocab.special_text(self.bos_token_id),
-                "eos_token": self._vocab.special_text(None if end < 0 else end),
+                "eos_token": end_text,
             },
             add_generation_prompt=add_generation_prompt,
         )
@@ -138,6 +151,8 @@ class LlamaEngine:
             EngineError: No tokens, more than the context holds, or llama.cpp failed.
         """
         self._start(token_ids)
+        if self._start_token is not None:
+            token_ids = self._encode(token_ids)
         for start in range(0, len(token_ids), self._batch_tokens):
             chunk = token_ids[start : start + self._batch_tokens]
             self._run(chunk, outputs=1 if start + len(chunk) == len(token_ids) else 0)
@@ -149,7 +164,7 @@ class LlamaEngine:
         Raises:
             EngineError: The context is full, or llama.cpp failed.
         """
-        if self._length >= self.context_tokens:
+        if self._length >= self._longest:
             raise EngineError(f"the context of {self.context_tokens} tokens is full")
         step = self._open_step
         if status := step.run(token_id, self._length):
@@ -166,6 +181,9 @@ class LlamaEngine:
         import numpy as np
 
         self._start(token_ids)
+        if self._start_token is not None:
+            source, target = token_ids[: start + 1], token_ids[start + 1 :]
+            token_ids, start = [*self._encode(source), *target], 0
         for first in range(0, start, self._batch_tokens):
             self._run(token_ids[first : min(first + self._batch_tokens, start)], outputs=0)
         rows = min(_LOGITS_CHUNK_TOKENS, self._batch_tokens)
@@ -214,11 +232,21 @@ class LlamaEngine:
             raise EngineError(f"llama.cpp cannot load `{path}`: {_last_log()}", path=str(path))
         return model
 
+    def _read_start_token(self, path: Path) -> int:
+        token: int = self._library.llama_model_decoder_start_token(self._model)
+        if token < 0:
+            raise EngineError(
+                f"`{path}` does not say which token its decoder begins with",
+                hint="convert it again with a newer converter",
+                path=str(path),
+            )
+        return token
+
     def _make_context(self, path: Path, threads: int) -> Any:
         parameters = self._library.llama_context_default_params()
         parameters.n_ctx = self.context_tokens
-        parameters.n_batch = self._options.batch_tokens
-        parameters.n_ubatch = self._options.micro_batch_tokens
+        parameters.n_batch = self._batch_tokens
+        parameters.n_ubatch = self._micro_batch_tokens
         parameters.n_outputs_max = _LOGITS_CHUNK_TOKENS
         parameters.n_threads = parameters.n_threads_batch = threads
         flash = "ENABLED" if self._options.flash_attention else "DISABLED"
@@ -239,8 +267,22 @@ class LlamaEngine:
         self._library.llama_memory_clear(self._memory, False)
         self._length = 0
 
+    def _encode(self, source: Sequence[int]) -> Sequence[int]:
+        """Read an encoder-decoder's source and return what its target begins with."""
+        assert self._start_token is not None
+        self._fill_batch(source, outputs=len(source))
+        self._check(self._library.llama_encode(self._context, self._batch), call="llama_encode")
+        # Source and target together fill the context; the start token is in neither.
+        self._longest = self.context_tokens - len(source) + 1
+        return (self._start_token,)
+
     def _run(self, token_ids: Sequence[int], *, outputs: int) -> None:
         """Decode a batch and keep logits for its last `outputs` tokens."""
+        self._fill_batch(token_ids, outputs=outputs)
+        self._check(self._library.llama_decode(self._context, self._batch))
+        self._length += len(token_ids)
+
+    def _fill_batch(self, token_ids: Sequence[int], *, outputs: int) -> None:
         batch = self._batch
         count = len(token_ids)
         batch.n_tokens = count
@@ -248,12 +290,10 @@ class LlamaEngine:
             batch.token[index] = token_id
             batch.pos[index] = self._length + index
             batch.logits[index] = index >= count - outputs
-        self._check(self._library.llama_decode(self._context, batch))
-        self._length += count
 
-    def _check(self, status: int) -> None:
+    def _check(self, status: int, *, call: str = "llama_decode") -> None:
         if status:
-            raise EngineError(f"llama_decode failed with status {status}: {_last_log()}")
+            raise EngineError(f"{call} failed with status {status}: {_last_log()}")
 
 
 def _load_library() -> Any:

@@ -20,6 +20,8 @@ class LlamaVocab:
         self._library = library
         self._vocab = vocab
         self.size: int = library.llama_vocab_n_tokens(vocab)
+        # Its pieces begin words with a space, and so does a text that it spells.
+        self._drops_space: bool = library.llama_vocab_type(vocab) == library.LLAMA_VOCAB_TYPE_UGM
         bos: int = library.llama_vocab_bos(vocab)
         self.bos_token_id = None if bos == _NO_TOKEN else bos
         # llama.cpp adds tokens that it knows by name to the file's own end token; all of them end a response.
@@ -51,12 +53,22 @@ class LlamaVocab:
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """Return the text of `token_ids` without special tokens."""
-        return b"".join(map(self.piece, token_ids)).decode(errors="replace")
+        text = b"".join(map(self.piece, token_ids)).decode(errors="replace")
+        return text.removeprefix(" ") if self._drops_space else text
 
     def text_stream(self) -> Callable[[int], str]:
         """Return a function from one token after another to the text that is complete."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        return lambda token_id: decoder.decode(self.piece(token_id))
+        is_first = self._drops_space
+
+        def read(token_id: int) -> str:
+            nonlocal is_first
+            text = decoder.decode(self.piece(token_id))
+            if is_first and text:
+                text, is_first = text.removeprefix(" "), False
+            return text
+
+        return read
 
     def _piece(self, token_id: int, *, special: bool) -> bytes:
         room = _LONGEST_PIECE_BYTES

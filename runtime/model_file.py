@@ -16,7 +16,7 @@ from ammd.gguf_reader import GGUF_DAMAGES, open_gguf
 from ammd.safetensors_header import is_head_tied, read_headers
 
 from .artifact_ref import EngineKind, detect_kind
-from .onnx_folder import read_json, read_onnx_folder
+from .onnx_folder import DECODER, ENCODER, NEXT, has_encoder, read_json, read_onnx_folder
 from .onnx_tie import is_tied
 
 
@@ -84,10 +84,12 @@ def _gguf_facts(path: Path) -> dict[str, Any]:
 
 def _onnx_facts(folder: Path) -> dict[str, Any]:
     described = read_onnx_folder(folder)
+    names = (ENCODER, DECODER, NEXT) if has_encoder(folder) else (described.graph.name,)
+    graphs = {name: _read_graph(described.graph.with_name(name)) for name in names}
     return {
         "vocab_size": described.vocab_size,
         "context_tokens": described.context_tokens,
-        "tied_head": is_tied(_read_graph(described.graph)),
+        "tied_head": is_tied(graphs[described.graph.name]),
     }
 
 

@@ -1,7 +1,8 @@
 """What an ONNX folder says of its graph, in the two forms that are about.
 
 onnxruntime-genai's builder writes `genai_config.json` beside a graph of fused operators; optimum leaves the
-checkpoint's `config.json` and `generation_config.json` beside one of standard operators.
+checkpoint's `config.json` and `generation_config.json` beside one of standard operators, or beside the three of an
+encoder-decoder.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any
 from ammd.errors import ArtifactError
 
 _GRAPH = "model.onnx"
+ENCODER, DECODER, NEXT = "encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxFolder:
     """Where the graph is, and what stands beside it. None where the files do not say."""
 
-    graph: Path
+    graph: Path  # of an encoder-decoder the one that gives the first token
     vocab_size: int
     context_tokens: int | None  # that the model was made for
     kv_heads: int | None
@@ -29,6 +31,7 @@ class OnnxFolder:
     shares_cache: bool  # past and present may be one buffer, which holds `context_tokens` at most
     bos_token_id: int | None
     end_token_ids: tuple[int, ...]
+    start_token_id: int | None = None  # of an encoder-decoder's target
 
 
 def read_onnx_folder(folder: Path) -> OnnxFolder:
@@ -48,6 +51,11 @@ def read_onnx_folder(folder: Path) -> OnnxFolder:
         raise ArtifactError(
             f"`{path}` names no decoder, vocabulary or context: {exc}", path=str(folder)
         ) from exc
+
+
+def has_encoder(folder: Path) -> bool:
+    """Tell whether a folder's graphs are an encoder-decoder's."""
+    return (folder / ENCODER).is_file()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -80,26 +88,30 @@ def _fused(folder: Path, config: Mapping[str, Any]) -> OnnxFolder:
 
 def _standard(folder: Path, config: Mapping[str, Any]) -> OnnxFolder:
     generation = folder / "generation_config.json"
-    ends = read_json(generation) if generation.is_file() else config
-    heads = config.get("num_attention_heads")
+    defaults = read_json(generation) if generation.is_file() else config
+    heads = config.get("num_attention_heads") or config.get("num_heads")
     width = config.get("hidden_size")
     return OnnxFolder(
         graph=_find_graph(folder),
         vocab_size=int(config["vocab_size"]),
         context_tokens=config.get("max_position_embeddings"),
         kv_heads=config.get("num_key_value_heads") or heads,
-        head_size=config.get("head_dim") or (width // heads if width and heads else None),
+        head_size=config.get("head_dim")
+        or config.get("d_kv")
+        or (width // heads if width and heads else None),
         shares_cache=False,
         bos_token_id=config.get("bos_token_id"),
-        end_token_ids=_ids(ends.get("eos_token_id")),
+        end_token_ids=_ids(defaults.get("eos_token_id")),
+        start_token_id=defaults.get("decoder_start_token_id", config.get("decoder_start_token_id")),
     )
 
 
 def _find_graph(folder: Path) -> Path:
-    """Return `model.onnx`, or the only graph there is."""
+    """Return `model.onnx`, an encoder-decoder's decoder, or the only graph there is."""
     graphs = sorted(folder.glob("*.onnx"))
-    if folder / _GRAPH in graphs:
-        return folder / _GRAPH
+    for name in (_GRAPH, DECODER):
+        if folder / name in graphs:
+            return folder / name
     if len(graphs) == 1:
         return graphs[0]
     names = ", ".join(f"`{graph.name}`" for graph in graphs)

@@ -9,9 +9,9 @@ from typing import Any
 
 from ammd.errors import ArtifactError
 
-from .onnx_folder import OnnxFolder, read_json, read_onnx_folder
+from .onnx_folder import NEXT, OnnxFolder, has_encoder, read_json, read_onnx_folder
 
-_CACHE = "past_key_values."
+_CACHE, _SOURCE = "past_key_values.", ".encoder."
 # Operator -> inputs of which it reads one row: tables of embeddings, and of rotations by position.
 _BY_ROW: Mapping[str, Sequence[int]] = {
     "Gather": (0,),
@@ -32,7 +32,7 @@ def read_onnx_weights(folder: Path) -> dict[str, int | None]:
     from google.protobuf.message import DecodeError
 
     described = read_onnx_folder(folder)
-    path = described.graph
+    path = folder / NEXT if has_encoder(folder) else described.graph
     try:
         graph = onnx.load(path, load_external_data=False).graph
     except (OSError, DecodeError) as exc:
@@ -72,10 +72,13 @@ def _bytes(tensor: Any) -> int:
 
 
 def _kv_values(graph: Any, described: OnnxFolder) -> int | None:
-    """Return the numbers of all caches; what the graph leaves open is the configuration's."""
+    """Return the numbers of all caches; what the graph leaves open is the configuration's.
+
+    An encoder-decoder has one of the source beside that of the target; a token of either text adds as much.
+    """
     total = 0
     for entry in graph.input:
-        if entry.name.startswith(_CACHE):
+        if entry.name.startswith(_CACHE) and _SOURCE not in entry.name:
             sizes = [dimension.dim_value for dimension in entry.type.tensor_type.shape.dim]
             heads, width = sizes[1] or described.kv_heads, sizes[3] or described.head_size
             if not heads or not width:

@@ -27,6 +27,7 @@ from .folder_tokenizer import FolderTokenizer
 from .onnx_folder import OnnxFolder, read_onnx_folder
 from .ort_cache import Cache, make_cache
 from .ort_graph import Graph, read_graph
+from .ort_session import SESSION_SETTINGS, library_failures, load_library, one_line, open_session
 
 if TYPE_CHECKING:
     from .engine import Logits
@@ -47,14 +48,14 @@ class OrtEngine:
             ArtifactError: Configuration or tokenizer are missing or damaged.
             EngineError: onnxruntime is missing or cannot load the graph, or the graph is none that is known here.
         """
-        self._library = _load_library()
-        self._failures = _failures()
+        self._library = load_library()
+        self._failures = library_failures()
         self.context_tokens = context_tokens
         self.name = f"onnxruntime {importlib.metadata.version('onnxruntime')}"
         folder = read_onnx_folder(path)
         _check_context(folder, context_tokens)
         self._tokenizer = FolderTokenizer(path)
-        self._session: Any = self._open_session(folder, threads)
+        self._session: Any = open_session(self._library, folder.graph, threads=threads)
         graph = read_graph(self._session, folder)
         self._cache: Cache | None = make_cache(
             self._library,
@@ -73,12 +74,7 @@ class OrtEngine:
         self.settings: Mapping[str, object] = {
             "threads": threads,
             "context_tokens": context_tokens,
-            "inter_op_threads": 1,
-            "spinning": True,
-            "graph_optimization": "all",
-            "memory_arena": True,
-            "memory_pattern": False,
-            "weight_prepacking": True,
+            **SESSION_SETTINGS,
             "prefill_chunk_tokens": self._prefill_tokens,
             "kv_cache_type": _CACHE_NAMES[graph.cache_type],
             "kv_cache_in_place": folder.shares_cache,
@@ -128,7 +124,7 @@ class OrtEngine:
         try:
             logits: Logits = self._open_cache.step(token_id, length)
         except self._failures as exc:
-            raise EngineError(f"onnxruntime failed: {_one_line(exc)}") from exc
+            raise EngineError(f"onnxruntime failed: {one_line(exc)}") from exc
         self._length = length + 1
         return logits
 
@@ -174,24 +170,6 @@ class OrtEngine:
         assert self._cache is not None, "the engine is closed"
         return self._cache
 
-    def _open_session(self, folder: OnnxFolder, threads: int) -> Any:
-        options = self._library.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.graph_optimization_level = self._library.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.enable_mem_pattern = False
-        options.enable_cpu_mem_arena = True
-        options.log_severity_level = 3  # errors: they come back as exceptions too
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-        try:
-            return self._library.InferenceSession(
-                str(folder.graph), options, providers=["CPUExecutionProvider"]
-            )
-        except self._failures as exc:
-            raise EngineError(
-                f"onnxruntime cannot load `{folder.graph}`: {_one_line(exc)}", path=str(folder.graph)
-            ) from exc
-
     def _start(self, token_ids: Sequence[int]) -> None:
         check_room(token_ids, context_tokens=self.context_tokens)
         self._length = 0
@@ -216,7 +194,7 @@ class OrtEngine:
         try:
             rows = self._open_cache.extend(np.asarray([token_ids]), self._length)
         except self._failures as exc:
-            raise EngineError(f"onnxruntime failed: {_one_line(exc)}") from exc
+            raise EngineError(f"onnxruntime failed: {one_line(exc)}") from exc
         if rows.shape[-1] != self.vocab_size:
             raise EngineError(
                 f"the graph gives logits of {rows.shape[-1]} tokens, its configuration names {self.vocab_size}",
@@ -244,23 +222,3 @@ def _check_context(folder: OnnxFolder, context_tokens: int) -> None:
             path=str(folder.graph),
             context_tokens=folder.context_tokens,
         )
-
-
-def _one_line(exc: BaseException) -> str:
-    return " ".join(str(exc).split())
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """Return what onnxruntime raises: a class for each status, with no base of its own."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    found = [value for value in vars(state).values() if isinstance(value, type)]
-    return (*(kind for kind in found if issubclass(kind, Exception)), RuntimeError, ValueError, OSError)
-
-
-def _load_library() -> Any:
-    try:
-        import onnxruntime
-    except (ImportError, OSError) as exc:
-        raise EngineError(f"onnxruntime cannot be used: {exc}", hint="pip install onnxruntime") from exc
-    return onnxruntime

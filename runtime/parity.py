@@ -1,6 +1,7 @@
 """Does an exported file behave as the checkpoint it was made from? One file, one child, one record.
 
-Checked in the order in which faults build on each other: sizes, token ids, rendered chat, BOS, end tokens; then how
+Checked in the order in which faults build on each other: sizes, token ids, rendered chat (of an encoder-decoder without
+a template, the source that a question becomes), BOS, start and end tokens; then how
 far the distributions are apart on held-out text; then greedy text. Kernels of different libraries sum in
 different orders, so greedy text may part where two tokens are almost equally likely. Such a place is allowed
 only where the checkpoint prefers its own token to the file's by less than the largest logit error that was
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .artifact_ref import asked_kind
 from .divergence import Comparison, compare, load_hidden_states
-from .engine import Engine, open_engine
+from .engine import START_TOKEN, Engine, open_engine
 from .model_file import ModelFile, checkpoint_facts, read_model_file
 from .reference import JSON_NAME, TENSORS_NAME
 
@@ -70,6 +71,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
             *check_token_ids(engine, reference["probes"]),
             *check_chats(engine, reference["chats"]),
             *check_bos(engine, reference),
+            *check_start(engine, reference),
             *check_end_tokens(engine, reference["end_token_ids"]),
         ]
         record: dict[str, Any] = {
@@ -77,9 +79,14 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
             "bytes": facts.bytes,
             "sha256": facts.sha256,
             "token_texts": len(reference["probes"]),
-            "notes": [*size_notes(facts, checkpoint), *composition_notes(engine, reference["probes"])],
+            "notes": [
+                *size_notes(facts, checkpoint),
+                *composition_notes(engine, reference["probes"]),
+                *source_notes(engine, reference),
+            ],
             "chats": len(reference["chats"]),
             "end_token_ids": sorted(engine.end_token_ids),
+            START_TOKEN: engine.settings.get(START_TOKEN),
         }
         if not faults:  # numbers about a file that reads its input wrongly would mean nothing
             comparison = _compare_texts(engine, reference["texts"], folder / TENSORS_NAME)
@@ -116,7 +123,7 @@ def check_token_ids(engine: Engine, probes: Sequence[Mapping[str, Any]]) -> list
     faults = []
     for probe in probes:
         found = engine.tokenize(probe["text"])
-        if found != probe["ids"] and not _only_composes(engine, probe):
+        if found not in (probe["ids"], probe.get("trimmed_ids")) and not _only_composes(engine, probe):
             faults.append(f"token ids differ for {_quote(probe['text'])}: {_first(found, probe['ids'])}")
     return faults
 
@@ -131,6 +138,23 @@ def composition_notes(engine: Engine, probes: Sequence[Mapping[str, Any]]) -> li
         if engine.tokenize(probe["text"]) != probe["ids"] and _only_composes(engine, probe):
             return ["accents that are characters of their own are not composed (NFC), as the checkpoint does"]
     return []
+
+
+def source_notes(engine: Engine, reference: Mapping[str, Any]) -> list[str]:
+    """Return what a user has to know of an encoder-decoder's prompts.
+
+    SentencePiece drops white space at the end of a text and in front of a special token, and so does llama.cpp for T5;
+    some of transformers' tokenizers make a token of it.
+    """
+    notes = []
+    if reference.get("is_chatless"):
+        notes.append("there is no chat template: the source is the question, the end token behind it")
+    for probe in reference["probes"]:
+        found = engine.tokenize(probe["text"])
+        if found != probe["ids"] and found == probe.get("trimmed_ids"):
+            notes.append("white space at the end of a text is dropped, which the checkpoint reads as a token")
+            break
+    return notes
 
 
 def _only_composes(engine: Engine, probe: Mapping[str, Any]) -> bool:
@@ -165,6 +189,20 @@ def check_bos(engine: Engine, reference: Mapping[str, Any]) -> list[str]:
         found = _leading(engine.tokenize(chat["text"]), bos)
         if found != _leading(chat["ids"], bos) or found > 1:
             faults.append(f"the chat `{chat['name']}` starts with {found} BOS tokens")
+    return faults
+
+
+def check_start(engine: Engine, reference: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with an encoder-decoder: the token that its target begins with, or the end of its source."""
+    faults = []
+    found, expected = engine.settings.get(START_TOKEN), reference.get(START_TOKEN)
+    if found != expected:
+        faults.append(f"the decoder begins with token {found}, the checkpoint's with {expected}")
+    if expected is not None:
+        text = reference["probes"][0]
+        ids = engine.tokenize(text["text"], add_special=True)
+        if ids != text["ids_with_special"]:
+            faults.append(f"plain text is read otherwise: {_first(ids, text['ids_with_special'])}")
     return faults
 
 

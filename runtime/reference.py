@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ammd.errors import EngineError
 
-from . import torch_engine
+from . import torch_batch, torch_engine
+from .chat_template import render_source
+from .engine import START_TOKEN
 from .heldout import HeldOut, is_prepared, load_heldout
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ def build(request: Mapping[str, Any]) -> dict[str, object]:
     """
     import torch
 
+    from ammd.encoder_decoder import is_encoder_decoder, start_token_id
+
     torch.set_num_threads(request["threads"])
     checkpoint, folder = Path(request["checkpoint"]), Path(request["folder"])
     model = torch_engine.load_model(checkpoint)
@@ -79,11 +83,15 @@ def build(request: Mapping[str, Any]) -> dict[str, object]:
     else:
         rows = _answered(heldout, model, tokenizer, ends, limit=limit, tokens=request["greedy_tokens"])
     save_hidden_states(model, rows[: request["texts"]], path=folder / TENSORS_NAME)
+    start = start_token_id(model) if is_encoder_decoder(model) else None
+    is_chatless = start is not None and not tokenizer.chat_template
     document = {
+        START_TOKEN: start,
+        "is_chatless": is_chatless,
         "bos_token_id": tokenizer.bos_token_id,
         "end_token_ids": sorted(ends),
-        "probes": _probe_ids(tokenizer),
-        "chats": _probe_chats(tokenizer),
+        "probes": _probe_ids(tokenizer, is_source=start is not None),
+        "chats": _probe_chats(tokenizer, is_chatless=is_chatless),
         "texts": [[len(row.prompt_ids), list(row.token_ids)] for row in rows[: request["texts"]]],
         "greedy": _greedy(
             model,
@@ -152,33 +160,39 @@ def save_hidden_states(model: PreTrainedModel, rows: Sequence[HeldOut], *, path:
     from safetensors.torch import save_file
 
     unembedding = model.get_output_embeddings().weight
-    decoder = model.get_decoder()
-    kept: list[Tensor] = []
-    with torch.inference_mode():
-        for row in rows:
-            token_ids = torch.tensor([row.token_ids[:-1]])
-            hidden = decoder(input_ids=token_ids, use_cache=False).last_hidden_state[0]
-            kept.append(hidden[-len(row.response_ids) :].float())
-    check_plain_head(model, rows[-1].token_ids)
+    kept = [_states(model, row).float() for row in rows]
+    check_plain_head(model, rows[-1])
     save_file(
         {"hidden": torch.cat(kept).contiguous(), "unembedding": unembedding.detach().float().contiguous()},
         path,
     )
 
 
-def check_plain_head(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
-    """Check on one sequence that a model's logits are its hidden states times its unembedding.
+def _states(model: PreTrainedModel, row: HeldOut) -> Tensor:
+    """Return the final hidden states [T, H] that predict a text's response."""
+    [(_, states)] = torch_batch.response_states(model, [(row.prompt_ids, row.response_ids)])
+    return states
+
+
+def check_plain_head(model: PreTrainedModel, row: HeldOut) -> None:
+    """Check on one text that a model's logits are its hidden states times its unembedding.
 
     Raises:
         EngineError: They are not (a scale, a soft cap).
     """
     import torch
 
-    ids = torch.tensor([token_ids])
+    from ammd.encoder_decoder import is_encoder_decoder, start_token_id
+
+    if is_encoder_decoder(model):
+        target = [start_token_id(model), *row.response_ids[:-1]]
+        read, options = {"input_ids": row.prompt_ids, "decoder_input_ids": target}, {}
+    else:
+        read, options = {"input_ids": row.token_ids[:-1]}, {"logits_to_keep": 1}
     with torch.inference_mode():
-        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
-        recomputed = hidden @ model.get_output_embeddings().weight.T
-        logits = model(input_ids=ids, logits_to_keep=1, use_cache=False).logits[0, -1]
+        recomputed = _states(model, row)[-1] @ model.get_output_embeddings().weight.T
+        ids = {name: torch.tensor([list(ids)]) for name, ids in read.items()}
+        logits = model(**ids, **options, use_cache=False).logits[0, -1]
     # The same numbers summed in another order: 1e-3 is far above rounding and far below a scale or cap.
     if not torch.allclose(recomputed, logits, rtol=1e-3, atol=1e-3):
         raise EngineError(
@@ -186,24 +200,42 @@ def check_plain_head(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
         )
 
 
-def _probe_ids(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, object]]:
+def _probe_ids(tokenizer: PreTrainedTokenizerBase, *, is_source: bool) -> list[dict[str, object]]:
     special = "".join(f"a{token} b{token}\n" for token in tokenizer.all_special_tokens)
+    probes: list[dict[str, object]] = []
+    for text in (*PROBE_TEXTS, special):
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids_with_special = list(tokenizer(text, add_special_tokens=True)["input_ids"])
+        probe: dict[str, object] = {"text": text, "ids": ids, "ids_with_special": ids_with_special}
+        probes.append(probe | ({"trimmed_ids": _trimmed(tokenizer, ids)} if is_source else {}))
+    return probes
+
+
+def _trimmed(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:
+    """Return ids without the white space at the end of the text and in front of special tokens."""
+    space = tokenizer.convert_tokens_to_ids("▁")
+    following = (*ids[1:], tokenizer.eos_token_id)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}  # which characters become, too
     return [
-        {
-            "text": text,
-            "ids": list(tokenizer(text, add_special_tokens=False)["input_ids"]),
-            "ids_with_special": list(tokenizer(text, add_special_tokens=True)["input_ids"]),
-        }
-        for text in (*PROBE_TEXTS, special)
+        token
+        for token, next_token in zip(ids, following, strict=True)
+        if token != space or next_token not in special
     ]
 
 
-def _probe_chats(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, object]]:
-    """Render each chat; one that the template refuses (no system turns, say) has no text."""
+def _probe_chats(tokenizer: PreTrainedTokenizerBase, *, is_chatless: bool = False) -> list[dict[str, object]]:
+    """Render each chat; one that the template refuses (no system turns, say) has no text.
+
+    An encoder-decoder without a template reads the last question as its source.
+    """
     rendered: list[dict[str, object]] = []
     for name, messages in PROBE_CHATS.items():
         try:
-            text = torch_engine.render_chat(tokenizer, messages, add_generation_prompt=True)
+            text = (
+                render_source(messages, end_token=str(tokenizer.eos_token))
+                if is_chatless
+                else torch_engine.render_chat(tokenizer, messages, add_generation_prompt=True)
+            )
         except EngineError:
             continue
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    Pairs = Sequence[tuple[Sequence[int], Sequence[int]]]  # token ids of prompt and response
+
 _BATCH_ROWS = 128
 
 
@@ -65,42 +67,71 @@ def greedy_and_sampled_responses(
     return responses[: len(prompts)], responses[len(prompts) :], [kept[index] for index in sorted(kept)]
 
 
-def response_states(
-    model: PreTrainedModel, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> Iterator[tuple[int, Tensor]]:
+def response_states(model: PreTrainedModel, pairs: Pairs) -> Iterator[tuple[int, Tensor]]:
     """Give, for each pair, its place and the final hidden states that predict its response's tokens.
 
     Pairs come in the order of their lengths.
 
     Args:
-        model: Causal language model whose logits are hidden states times unembedding.
+        model: Language model whose logits are hidden states times unembedding.
         pairs: Prompt and response of each sequence, neither empty.
 
     Returns:
         States [T, H] of the response's T tokens, in the model's dtype; a view on those of many pairs.
     """
-    import torch
+    from ammd.encoder_decoder import is_encoder_decoder
 
-    from ammd.kv_cache import has_plain_cache, run_shared, shared_tokens
-
-    can_share = has_plain_cache(model)
     order = sorted(range(len(pairs)), key=lambda place: sum(map(len, pairs[place])))
     for start in range(0, len(order), _BATCH_ROWS):
         places = order[start : start + _BATCH_ROWS]
         batch = [pairs[place] for place in places]
-        shared = shared_tokens([prompt for prompt, _ in batch]) if can_share and len(batch) > 1 else 0
-        width = max(len(prompt) + len(response) for prompt, response in batch)
-        # Padding stands on the right, where a causal model cannot see it from a token that counts.
-        rows = [[*prompt, *response] for prompt, response in batch]
-        token_ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-        with torch.inference_mode():
-            past = run_shared(model, token_ids[:1, :shared], rows=len(batch)) if shared else {}
-            hidden = (
-                model.get_decoder()(input_ids=token_ids[:, shared:], use_cache=bool(shared), **past)
-            ).last_hidden_state
-        for row, (place, (prompt, response)) in enumerate(zip(places, batch, strict=True)):
-            first = len(prompt) - 1 - shared  # the position that predicts the first response token
-            yield place, hidden[row, first : first + len(response)]
+        found = _target_states(model, batch) if is_encoder_decoder(model) else _sequence_states(model, batch)
+        yield from zip(places, found, strict=True)
+
+
+def _sequence_states(model: PreTrainedModel, batch: Pairs) -> Iterator[Tensor]:
+    """Yield the states of each pair, which a decoder-only model reads as one sequence."""
+    import torch
+
+    from ammd.kv_cache import has_plain_cache, run_shared, shared_tokens
+
+    can_share = has_plain_cache(model) and len(batch) > 1
+    shared = shared_tokens([prompt for prompt, _ in batch]) if can_share else 0
+    # Padding stands on the right, where a causal model cannot see it from a token that counts.
+    token_ids, _ = _padded([[*prompt, *response] for prompt, response in batch])
+    with torch.inference_mode():
+        past = run_shared(model, token_ids[:1, :shared], rows=len(batch)) if shared else {}
+        hidden = (
+            model.get_decoder()(input_ids=token_ids[:, shared:], use_cache=bool(shared), **past)
+        ).last_hidden_state
+    for row, (prompt, response) in enumerate(batch):
+        first = len(prompt) - 1 - shared  # the position that predicts the first response token
+        yield hidden[row, first : first + len(response)]
+
+
+def _target_states(model: PreTrainedModel, batch: Pairs) -> Iterator[Tensor]:
+    """Yield the states of each pair, which an encoder-decoder reads as source and target."""
+    import torch
+
+    from ammd.encoder_decoder import start_token_id, target_states
+
+    source_ids, source_mask = _padded([prompt for prompt, _ in batch])
+    start = start_token_id(model)
+    target_ids, _ = _padded([[start, *response[:-1]] for _, response in batch])
+    with torch.inference_mode():
+        hidden = target_states(model, source_ids=source_ids, source_mask=source_mask, target_ids=target_ids)
+    for row, (_, response) in enumerate(batch):
+        yield hidden[row, : len(response)]
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return ids [B, T], padded on the right, and a mask that is 1 on those of the rows."""
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return ids, mask
 
 
 def nats_of(model: PreTrainedModel, states: Tensor, response: Sequence[int]) -> list[float]:

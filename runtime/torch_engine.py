@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ammd.errors import EngineError
 
-from .engine import check_room
+from .chat_template import render_source
+from .engine import START_TOKEN, check_room
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,7 @@ class TorchEngine:
         """
         import torch
 
+        from ammd.encoder_decoder import is_encoder_decoder, start_token_id
         from ammd.kv_cache import cache_argument
 
         torch.set_num_threads(threads)
@@ -38,6 +40,8 @@ class TorchEngine:
         self._tokenizer = load_tokenizer(path)
         self._cache: Any = None
         self._cache_name = cache_argument(self.model)
+        self._start_token = start_token_id(self.model) if is_encoder_decoder(self.model) else None
+        self._encoded: Any = None  # an encoder-decoder's source
         self._length = 0
         self.context_tokens = context_tokens
         self.name = f"torch {torch.__version__}"
@@ -48,6 +52,7 @@ class TorchEngine:
             "threads": threads,
             "context_tokens": context_tokens,
             "dtype": "float32",
+            **({} if self._start_token is None else {START_TOKEN: self._start_token}),
         }
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
@@ -74,6 +79,8 @@ class TorchEngine:
         Raises:
             EngineError: The checkpoint has no template, or it refuses these messages.
         """
+        if self._start_token is not None and not self._tokenizer.chat_template:
+            return render_source(messages, end_token=self._tokenizer.eos_token)
         return render_chat(self._tokenizer, messages, add_generation_prompt=add_generation_prompt)
 
     def prefill(self, token_ids: Sequence[int]) -> Logits:
@@ -83,6 +90,8 @@ class TorchEngine:
             EngineError: No tokens, or more than the context holds.
         """
         self._start(token_ids)
+        if self._start_token is not None:
+            token_ids = self._encode(token_ids)
         return self._append(token_ids, keep=1).reshape(-1)
 
     def decode(self, token_id: int) -> Logits:
@@ -91,7 +100,7 @@ class TorchEngine:
         Raises:
             EngineError: The context is full.
         """
-        if self._length >= self.context_tokens:
+        if self._length >= self._longest:
             raise EngineError(f"the context of {self.context_tokens} tokens is full")
         return self._append((token_id,), keep=1).reshape(-1)
 
@@ -102,6 +111,9 @@ class TorchEngine:
             EngineError: No tokens, or more than the context holds.
         """
         self._start(token_ids)
+        if self._start_token is not None:
+            source, target = token_ids[: start + 1], token_ids[start + 1 :]
+            token_ids, start = [*self._encode(source), *target], 0
         if start:
             self._append(token_ids[:start], keep=1)
         for first in range(start, len(token_ids), _LOGITS_CHUNK_TOKENS):
@@ -123,45 +135,59 @@ class TorchEngine:
 
     def _start(self, token_ids: Sequence[int]) -> None:
         check_room(token_ids, context_tokens=self.context_tokens)
-        self._cache = None
+        self._cache = self._encoded = None
         self._length = 0
+        self._longest = self.context_tokens
+
+    def _encode(self, source: Sequence[int]) -> Sequence[int]:
+        """Read an encoder-decoder's source and return what its target begins with."""
+        import torch
+
+        assert self._start_token is not None
+        with torch.inference_mode():
+            self._encoded = self.model.get_encoder()(input_ids=torch.tensor([list(source)]))
+        # Source and target together fill the context; the start token is in neither.
+        self._longest = self.context_tokens - len(source) + 1
+        return (self._start_token,)
 
     def _append(self, token_ids: Sequence[int], *, keep: int) -> Logits:
         """Run the tokens and return float32 [keep, V], or [T, V] where `keep` is 0."""
         import torch
 
+        ids = torch.tensor([list(token_ids)])
+        if self._encoded is None:
+            read: dict[str, Any] = {"input_ids": ids, "logits_to_keep": keep}
+        else:
+            read = {"encoder_outputs": self._encoded, "decoder_input_ids": ids}
         with torch.inference_mode():
             output = self.model(
-                input_ids=torch.tensor([list(token_ids)]),
+                **read,
                 use_cache=True,
-                logits_to_keep=keep,
                 **{self._cache_name: self._cache},
             )
         self._cache = output[self._cache_name]
         self._length += len(token_ids)
-        logits: Logits = output.logits[0].float().numpy()
+        logits: Logits = output.logits[0, -keep:].float().numpy()
         return logits
 
 
 def load_model(path: Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Load a causal language model in evaluation mode, in float32 unless another dtype is given.
+    """Load a language model in evaluation mode, in float32 unless another dtype is given.
 
     Raises:
         EngineError: transformers cannot load the folder.
     """
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
+
+    from ammd.encoder_decoder import load_language_model
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype or torch.float32, local_files_only=True
-        )
+        return load_language_model(path, dtype=dtype or torch.float32)
     except (OSError, ValueError, KeyError) as exc:
         raise EngineError(f"transformers cannot load a model from `{path}`: {exc}", path=str(path)) from exc
-    return model.eval()
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

@@ -15,7 +15,7 @@ from typing import Any
 from ammd.errors import ArtifactError, EngineError
 from ammd.gguf_reader import GGUF_DAMAGES, open_gguf
 
-from .architecture import EXPERTS, read_architecture, used_experts
+from .architecture import EXPERTS, has_encoder, read_architecture, used_experts
 from .artifact_ref import EngineKind, detect_kind
 from .onnx_folder import OnnxFolder, read_onnx_folder
 
@@ -55,11 +55,17 @@ def traffic_of(path: Path) -> Traffic:
 
     Raises:
         ArtifactError: There is no such file, or it is damaged.
-        EngineError: It is a checkpoint, which is no file for a device.
+        EngineError: It is a checkpoint, which is no file for a device, or an encoder-decoder.
     """
     kind = detect_kind(path)
     if kind is EngineKind.TORCH:
         raise EngineError(f"`{path}` is a checkpoint", hint="give a .gguf file or an ONNX folder")
+    if has_encoder(path):
+        raise EngineError(
+            f"`{path}` is an encoder-decoder, and published rates of phones are those of decoders alone",
+            hint="measure it on the phone: `ammd bench FILE --device DEVICE --engine ENGINE`",
+            path=str(path),
+        )
     reads = read_architecture(path)
     cache = "f16" if kind is EngineKind.LLAMA_CPP else "f32"  # as engines have it by default
     keys = reads.kv_bytes_per_token(cache, context_tokens=0)

