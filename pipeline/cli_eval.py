@@ -20,7 +20,6 @@ _OF_TEACHER, _OF_TASKS = "the comparison with a teacher", "`--task`"
     name="eval",
     epilog=examples(
         "ammd eval student-q4_k_m.gguf --teacher teacher --heldout heldout.jsonl",
-        "ammd eval runs/quickstart/3f9a01c2/export/onnx-int4 --json",
         "ammd eval student student-q4_k_m.gguf --task dolly --task strategyqa --data data --rows 200",
     ),
 )

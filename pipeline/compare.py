@@ -20,6 +20,7 @@ from ammd.runtime.quality import each_rouge_l
 from ammd.runtime.transfer import METRICS, Metric
 
 from .columns import used_columns, value_of
+from .compare_tasks import task_changes
 from .judged_run import JudgedRun, Pair, check_same_prompts
 from .regression import MERITS, Change, Limit, check_changes, judge_difference, judge_ratio
 from .run_facts import flatten
@@ -99,6 +100,7 @@ def compare_runs(
     """
     check_same_prompts(first, second)
     changes = [change for pair in pairs for change in _quality(first, second, pair, limits)]
+    changes += [change for pair in pairs for change in task_changes(first, second, pair)]
     changes += [_size(first, second, pair, limits["bytes"]) for pair in pairs]
     refusal: str | None = None
     if with_speed:

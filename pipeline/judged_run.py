@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ammd.artifact import load_manifest
 from ammd.errors import ArtifactError, NotComparableError
+from ammd.runtime.task_models import ROWS_NAME as TASK_ROWS_NAME
 
 from .runs import find_run, read_summary
 from .table import model_rows
@@ -30,6 +31,9 @@ class JudgedRun:
     summary: Mapping[str, Any]
     scores: Mapping[str, Mapping[int, Row]]  # by model, then by prompt
     lines: Sequence[Row]  # of answers.jsonl, one a prompt
+    task_rows: Mapping[tuple[str, str], Sequence[Row]] = field(
+        default_factory=dict
+    )  # by model and language task
 
     @property
     def label(self) -> str:
@@ -92,8 +96,16 @@ def read_judged(folder: Path) -> JudgedRun:
     scores: dict[str, dict[int, Row]] = {}
     for row in _read_lines(stage / "scores.jsonl"):
         scores.setdefault(row["model"], {})[row["prompt"]] = row
+    task_rows: dict[tuple[str, str], list[Row]] = {}
+    if (path := stage / TASK_ROWS_NAME).is_file():
+        for row in _read_lines(path):
+            task_rows.setdefault((row["model"], row["task"]), []).append(row)
     return JudgedRun(
-        folder=folder, summary=summary, scores=scores, lines=_read_lines(stage / "answers.jsonl")
+        folder=folder,
+        summary=summary,
+        scores=scores,
+        lines=_read_lines(stage / "answers.jsonl"),
+        task_rows=task_rows,
     )
 
 

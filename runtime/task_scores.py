@@ -163,22 +163,35 @@ def summarize(kind: TaskKind, scores: Sequence[Scores]) -> dict[str, dict[str, f
     return found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A number of two models on the same rows and seeds."""
+
+    first: float
+    second: float
+    low: float  # of the 95 % interval of second - first
+    high: float
+
+
 def compare_metric(
     metric: TaskMetric, first: Sequence[Scores], second: Sequence[Scores]
-) -> tuple[float, float, float] | None:
-    """Return how much larger a number of the second is and the 95 % interval of that, rows and seeds drawn together.
+) -> Difference | None:
+    """Return a number of two models, with what it differs by, rows and seeds drawn together.
 
-    None where they do not have the same rows and seeds.
+    None where they do not have the same rows and seeds, or none.
     """
     import numpy as np
 
-    sides = [counts_of(metric, side) for side in (first, second)]
-    if any(side is None for side in sides) or _places(metric, first) != _places(metric, second):
+    old, new = counts_of(metric, first), counts_of(metric, second)
+    if old is None or new is None or _places(metric, first) != _places(metric, second):
         return None
-    known = [side for side in sides if side is not None]
-    drawn = [corpus_draws(counts, metric.score, generator=np.random.default_rng(_SEED)) for counts in known]
-    values = [corpus_score(metric, counts) for counts in known]
-    return values[1] - values[0], *middle(drawn[1] - drawn[0])
+    draws = [
+        corpus_draws(counts, metric.score, generator=np.random.default_rng(_SEED)) for counts in (old, new)
+    ]
+    if not np.isfinite(draws).all():
+        return None
+    low, high = middle(draws[1] - draws[0])
+    return Difference(first=corpus_score(metric, old), second=corpus_score(metric, new), low=low, high=high)
 
 
 def corpus_score(metric: TaskMetric, counts: NDArray[np.float64]) -> float:

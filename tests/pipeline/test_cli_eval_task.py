@@ -76,7 +76,7 @@ def test_table_has_each_number_with_its_interval(task, tiny_checkpoint, ammd, tm
     )
     assert status == 0
     assert "capitals, version 3: 1 rows of test, mean of 2 seeds" in out
-    assert "by likelihood per byte, %" in out
+    assert "by likelihood per byte" in out
     assert " to " in out
     assert list((tmp_path / "cache" / "tasks").iterdir())  # kept without `--out`, too
 

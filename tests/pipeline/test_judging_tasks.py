@@ -88,6 +88,25 @@ def test_summary_table_and_report_have_the_scores(judged, stand_in, tmp_path, am
     assert "F-measures of rouge-score" in page
 
 
+def test_two_runs_are_compared_row_by_row(judged, stand_in, tmp_path, ammd):
+    runs = tmp_path / "runs"
+    first, second = (
+        run_recipe(
+            load_recipe(judged, overrides=[f"evaluate.answer_tokens={tokens}"]),
+            runs_dir=runs,
+            stages=stand_in.stages,
+        )["run"]
+        for tokens in (64, 96)
+    )
+    status, out, err = ammd("compare", first, second, "--json", "--quality-only", "--runs-dir", runs)
+    assert status == 0, err
+    found = {row["metric"]: row for row in json.loads(out)["changes"] if row["model"] == "student"}
+    change = found["capitals.rouge_l"]
+    assert (change["first"], change["second"], change["change"]) == (0.25, 0.375, 0.125)
+    assert (change["low"], change["high"], change["prompts"], change["verdict"]) == (0.125, 0.125, 2, None)
+    assert "capitals.rouge_l" in ammd("compare", first, second, "--quality-only", "--runs-dir", runs)[1]
+
+
 def test_a_run_without_tasks_has_no_such_section(recipe_path, stand_in, tmp_path):
     summary = run_recipe(load_recipe(recipe_path), runs_dir=tmp_path / "runs", stages=stand_in.stages)
     assert summary["tasks"] == {}

@@ -54,7 +54,8 @@ def test_page_shows_models_plots_proofs_answers_stages_machine_and_recipe(page):
     )
     for text in (*headings, "What it cost", "Machine and versions", "Recipe", "layers = 1", "kl nats"):
         assert text in page
-    assert page.count("<svg") == 4  # trade, loss, distances, KL
+    memory = page.count("Memory while the run was made</h3>")  # of a machine so slow that it was sampled
+    assert page.count("<svg") - memory == 4  # trade, loss, distances, KL
 
 
 def test_page_says_what_is_stored_otherwise_and_what_a_mixture_was_chosen_for(page):

@@ -150,9 +150,13 @@ def test_drawn_answers_count_as_the_mean_over_seeds_and_widen_the_interval() -> 
 def test_a_model_is_not_better_than_itself_and_better_than_a_worse_one() -> None:
     metric = METRICS[TaskKind.INSTRUCTION][0]
     rows = scored(TaskKind.INSTRUCTION)
-    assert compare_metric(metric, rows, rows) == (0, 0, 0)
+    same = compare_metric(metric, rows, rows)
+    assert same
+    assert (same.second - same.first, same.low, same.high) == (0, 0, 0)
     worse = [{**row, "rouge_l": row["rouge_l"] - 0.1} for row in rows]
-    assert compare_metric(metric, worse, rows) == pytest.approx((0.1, 0.1, 0.1))
+    better = compare_metric(metric, worse, rows)
+    assert better
+    assert (better.second - better.first, better.low, better.high) == pytest.approx((0.1, 0.1, 0.1))
     assert compare_metric(metric, rows, rows[1:]) is None
 
 
