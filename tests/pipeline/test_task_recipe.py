@@ -14,7 +14,7 @@ from ammd.pipeline.open_run import localize, outside_files
 from ammd.pipeline.recipe import load_recipe
 from ammd.pipeline.recipe_document import packaged_recipes
 from ammd.pipeline.toml_text import write_toml
-from ammd.task import load_task
+from ammd.task import load_task, packaged_tasks
 
 TASK = """
 name = "mine"
@@ -174,8 +174,8 @@ def test_a_bundle_names_the_task_and_no_folder(task_recipe):
 
 
 def write_kit(folder):
-    """A data folder with a row in each file that a ready recipe reads, in the fields of its task."""
-    for name in READY:
+    """A data folder with a row in each file that a packaged task reads, in the fields of its task."""
+    for name in packaged_tasks():
         task = load_task(name)
         answer = {"choice": "yes", "exact": "#### 7"}.get(task.kind, "An answer.")
         fields = dict.fromkeys(task.prompt_fields, "A question?") | {task.references[-1]: answer}
@@ -193,6 +193,15 @@ def test_a_packaged_recipe_runs_by_its_name(name, tmp_path, ammd):
     assert code == 0
     assert (document["name"], document["data"], document["prepare"]["data"]) == (name, str(kit), str(kit))
     assert document["prepare"]["task"] == name
+    assert name in document["evaluate"]["tasks"]
+
+
+def test_every_task_of_answers_is_judged_by_in_a_packaged_recipe(tmp_path):
+    kit = write_kit(tmp_path / "kit")
+    named = {
+        task for name in READY for task in load_recipe(Path(name), overrides={"data": kit}).evaluate.tasks
+    }
+    assert named == set(packaged_tasks()) - {"wikitext2"}
 
 
 def test_there_is_a_recipe_for_each_task_that_can_be_trained_on_and_the_quickstart():
