@@ -342,6 +342,20 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
         assert hash_file(tmp_path / "resumed" / name / "model.safetensors") == expected
 
 
+def test_another_model_of_the_family_learns_from_it(
+    tiny_t5: Path, build_t5: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A tied, scaled head teaches one that is neither, in fewer layers."""
+    smaller = build_t5(tmp_path / "smaller", tied=False, layers=2, encoder_layers=3, seed=2)
+    source, _ = prepared(tiny_t5, tmp_path, student={"kind": "model", "source": str(smaller)})
+    objective = {"kind": "ammd", "steps": 10, "lr": 3e-3}
+    distill(source, tmp_path / "out", {"warm": {"steps": 30, "lr": 3e-3}, "objective": objective})
+    rows = curves(tmp_path / "out")
+    assert rows[29]["kl_nats"] < 0.7 * rows[0]["kl_nats"]
+    assert rows[-1]["tv_off"] < rows[30]["tv_off"]
+    assert load_model(tmp_path / "out/student", dtype=torch.float32).config.num_layers == 3
+
+
 def test_the_encoder_is_cut_as_far_as_one_says(build_t5: Callable[..., Path], tmp_path: Path) -> None:
     teacher = build_t5(tmp_path / "teacher", layers=5, encoder_layers=4)
     student = {"kind": "depth", "layers": 2, "encoder_layers": 3}
