@@ -150,7 +150,9 @@ def ascent_gradients(
 class _Policies:
     """Both policies at a block of rows."""
 
-    student: tuple[torch.Tensor, torch.Tensor]  # logits and float32 log-probabilities, [C, V] each
+    student: tuple[
+        torch.Tensor, torch.Tensor
+    ]  # logits, and float32 log-probabilities of what is compared, [C, V] each
     teacher: tuple[torch.Tensor, torch.Tensor]
 
 
@@ -183,10 +185,8 @@ class Blocks:
         teacher = views.teacher_hiddens @ views.teacher_head.T
         products = self._potential.projected @ self._potential.matrix.T
         for rows in _row_blocks(len(views), len(self._probe), self._potential.matrix):
-            policies = _Policies(
-                student=(student[rows], student[rows].float().log_softmax(-1)),
-                teacher=(teacher[rows], teacher[rows].float().log_softmax(-1)),
-            )
+            teachers, students = views.compared(teacher[rows], student[rows])
+            policies = _Policies(student=(student[rows], students), teacher=(teacher[rows], teachers))
             block = _Block(
                 values=_values(self._potential, products[rows], policies, self._weights),
                 teacher_probs=policies.teacher[1].exp(),

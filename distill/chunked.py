@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from .comparison import Comparison, without_tokens
 from .critics import Potential
 from .objective import StateTerms, Weights, state_terms
 from .score import Block, Carry, Credit, Estimator
@@ -35,11 +36,19 @@ class States:
     targets: torch.Tensor  # int64 [N]  the token that was taken
     last_in_row: torch.Tensor  # bool [N]  True at the last token of each response
     drawn_logprobs: torch.Tensor | None = None  # float32 [N]  of `targets` under what drew them, where known
+    comparison: Comparison | None = None  # of two vocabularies; None: both models have one
+
+    def count_compared(self, rows: slice) -> int:
+        """Return at how many of these states both distributions are compared."""
+        return rows.stop - rows.start if self.comparison is None else int(self.comparison.aligned[rows].sum())
 
 
 @dataclass(slots=True)
 class Sums:
-    """Means over the batch's response tokens, filled by `matching_loss`."""
+    """Means over the batch's response tokens, filled by `matching_loss`.
+
+    Where vocabularies differ, a token at which nothing is compared adds 0 to them; `of_compared` leaves it out.
+    """
 
     tokens: int = 0
     kl_nats: float = 0.0
@@ -50,9 +59,11 @@ class Sums:
     entropy_nats: float = 0.0
     future_gap: float = 0.0
     answered_gap: float = 0.0  # what a token answers for in the score-function term
+    compared_share: float = 0.0  # of the tokens: at which both distributions are compared
 
-    def add(self, terms: StateTerms, credit: Credit) -> None:
-        """Add the states of a block."""
+    def add(self, terms: StateTerms, credit: Credit, *, compared: int) -> None:
+        """Add the states of a block, of which so many are compared."""
+        self.compared_share += compared / self.tokens
         self.future_gap += credit.future / self.tokens
         self.answered_gap += credit.answered / self.tokens
         self.kl_nats += float(terms.kl.sum()) / self.tokens
@@ -70,6 +81,10 @@ class Sums:
         """Put other means in the place of all."""
         for name, value in zip(_MEANS, means, strict=True):
             setattr(self, name, value)
+
+    def of_compared(self, mean: float) -> float | None:
+        """Return a mean over the tokens that are compared from one over all; None where there are none."""
+        return mean / self.compared_share if self.compared_share else None
 
     @property
     def critic_share(self) -> float:
@@ -144,21 +159,15 @@ class _MatchingLoss(torch.autograd.Function):
                 local = slice(rows.start - chunk.start, rows.stop - chunk.start)
                 student_logprobs = student_logits[local].float().log_softmax(-1)
                 teacher_logprobs = teacher_logits[local].float().log_softmax(-1)
-                values = None
-                if critic and products is not None:
-                    values = critic.values(
-                        products[local].float(),
-                        teacher=(teacher_logits[local], teacher_logprobs),
-                        student=(student_logits[local], student_logprobs),
-                        weights=weights,
-                    )
                 taken = score.actions(student_logprobs, states.targets[rows])
-                terms = state_terms(
-                    teacher_logprobs,
-                    student_logprobs,
+                terms = _terms(
+                    (teacher_logits[local], teacher_logprobs),
+                    (student_logits[local], student_logprobs),
+                    states=states,
+                    rows=rows,
                     taken=taken,
                     weights=weights,
-                    critic=values,
+                    critic=(critic, products[local].float()) if critic and products is not None else None,
                     exact=score.is_exact,
                 )
                 loss += float(terms.loss.sum())
@@ -174,7 +183,7 @@ class _MatchingLoss(torch.autograd.Function):
                 )
                 credit, carry = score.add(block, carry)
                 loss += credit.loss
-                sums.add(terms, credit)
+                sums.add(terms, credit, compared=states.count_compared(rows))
                 student_logits[local] = terms.grad_logits  # these logits are not needed again
             grad_hiddens[chunk] = student_logits @ student_head
             if grad_head is not None:
@@ -194,3 +203,45 @@ class _MatchingLoss(torch.autograd.Function):
         if grad_head is not None:
             grad_head = grad_head.mul_(scale).to(context.head_dtype)
         return (grad_hiddens, grad_head, *[None] * 6)
+
+
+def _terms(
+    teacher: tuple[torch.Tensor, torch.Tensor],
+    student: tuple[torch.Tensor, torch.Tensor],
+    *,
+    states: States,
+    rows: slice,
+    taken: torch.Tensor,
+    weights: Weights,
+    critic: tuple[Potential, torch.Tensor] | None,
+    exact: bool,
+) -> StateTerms:
+    """Return the terms of a block of rows, by the student's tokens.
+
+    Args:
+        teacher: Logits and log-probabilities of its tokens, [C, V_teacher] each.
+        student: Likewise, [C, V].
+        states: Of all rows.
+        rows: The block's.
+        taken: See `state_terms`. int64 [C].
+        weights: See `state_terms`.
+        critic: A learned one with its product at these rows; None takes the closed form.
+        exact: See `state_terms`.
+    """
+    comparison = None if states.comparison is None else states.comparison.rows(rows)
+    compared, actions, wanted = (teacher[1], student[1]), taken, weights
+    if comparison is not None:
+        compared = comparison.vocabulary.compared(*compared)
+        actions, wanted = comparison.outcomes_of(taken), without_tokens(weights)
+    values = None
+    if critic is not None:
+        potential, product = critic
+        values = potential.values(
+            product, teacher=(teacher[0], compared[0]), student=(student[0], compared[1]), weights=weights
+        )
+    terms = state_terms(*compared, taken=actions, weights=wanted, critic=values, exact=exact)
+    if comparison is None:
+        return terms
+    return comparison.by_tokens(
+        terms, student[1], compared[1], targets=states.targets[rows], cross_entropy=weights.cross_entropy
+    )

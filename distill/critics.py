@@ -22,6 +22,7 @@ from ammd.errors import DistillError
 
 from . import critic_settings as settings
 from .objective import Weights, bounded
+from .shared_vocabulary import SharedVocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,23 @@ class Views:
     student_head: torch.Tensor  # [V, H]
     teacher_hiddens: torch.Tensor  # [N, H_teacher]
     teacher_head: torch.Tensor  # [V, H_teacher]
+    vocabulary: SharedVocabulary | None = (
+        None  # where the policies have two; their outcomes then are the V of a critic
+    )
+
+    @property
+    def outcome_rows(self) -> torch.Tensor:
+        """The teacher's unembedding of all that a critic has a value for. [V, H_teacher]."""
+        if self.vocabulary is None:
+            return self.teacher_head
+        return self.vocabulary.teacher_rows(self.teacher_head)
+
+    def compared(
+        self, teacher_logits: torch.Tensor, student_logits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return both sides' float32 log-probabilities of the same V, at some rows."""
+        logprobs = teacher_logits.float().log_softmax(-1), student_logits.float().log_softmax(-1)
+        return logprobs if self.vocabulary is None else self.vocabulary.compared(*logprobs)
 
     def __len__(self) -> int:
         """Return N."""
@@ -96,7 +114,7 @@ class CriticHead(nn.Module):
         widths = {"student": student_width, "teacher": teacher_width, "both": student_width + teacher_width}
         width = widths[wanted.inputs]
         is_difference = wanted.start == "difference"
-        self.matrix: torch.Tensor = views.teacher_head.detach()
+        self.matrix: torch.Tensor = views.outcome_rows.detach()
         self.into: nn.Module = nn.Identity()
         self.hidden: nn.Sequential | None = None
         if isinstance(wanted, settings.LinearCritic):

@@ -19,6 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from ammd.errors import NonFiniteLossError
 
 from .adversary import Adversary
+from .bridge import Bridge, TeacherView
 from .chunked import States, Sums, matching_loss
 from .critics import Potential, Views
 from .device import matrix_dtype, memory_bytes
@@ -50,13 +51,21 @@ class Loop:
     """Optimizer, schedule and running numbers of one phase."""
 
     def __init__(
-        self, phase: Phase, student: Policy, teacher: Policy, settings: DistillSettings, fleet: Fleet
+        self,
+        phase: Phase,
+        student: Policy,
+        teacher: Policy,
+        settings: DistillSettings,
+        fleet: Fleet,
+        bridge: Bridge | None = None,
     ) -> None:
         self._phase, self._teacher, self._settings, self._fleet = phase, teacher, settings, fleet
+        self._bridge = bridge
         self.rounded = RoundedWeights(phase.roundings)
         self._device = student.device
         self._dtype = matrix_dtype(settings.precision, self._device)
-        self._chunk_tokens = chunk_tokens(settings, vocabulary=len(student.head), device=self._device)
+        vocabulary = max(len(student.head), len(teacher.head))
+        self._chunk_tokens = chunk_tokens(settings, vocabulary=vocabulary, device=self._device)
         # The only buffers are the rotary frequencies, the same everywhere.
         parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         self._accelerator = Accelerator(
@@ -96,12 +105,12 @@ class Loop:
         if off is not None and phase.off is not None:
             score = Score(estimator=phase.estimator, own_texts=False, generator=self._generator)
             is_last = on is None or phase.on is None
-            loss, sums = self._side("off", off.batch, off.states, phase.off, score, is_last=is_last)
+            loss, sums = self._side("off", off.batch, off.view, phase.off, score, is_last=is_last)
             total += loss
             tokens += sums.tokens
             shares.append(sums.critic_share)
-            measured |= side_fields("off", sums, self._adversaries.get("off"))
-            measured |= text_fields("off", off.batch) | {"kl_nats": sums.kl_nats}
+            measured |= self._fields("off", sums) | text_fields("off", off.batch)
+            measured["kl_nats"] = sums.of_compared(sums.kl_nats)
         if on is not None and phase.on is not None:
             own = Score(
                 estimator=phase.estimator,
@@ -113,7 +122,7 @@ class Loop:
             total += loss
             tokens += sums.tokens
             shares.append(sums.critic_share)
-            measured |= side_fields("on", sums, self._adversaries.get("on")) | text_fields("on", on)
+            measured |= self._fields("on", sums) | text_fields("on", on)
             if phase.discount:
                 measured["future_gap"] = sums.future_gap
             before = sums.answered_gap if self._baseline is None else self._baseline
@@ -187,11 +196,16 @@ class Loop:
         self._started = time.monotonic() - state.facts["seconds"]
         self._kept_adversaries = {name: state.part(name) for name in state.facts["adversaries"]}
 
+    def _fields(self, side: str, sums: Sums) -> dict[str, Any]:
+        """Return what a line says of one side."""
+        fields = side_fields(side, sums, self._adversaries.get(side))
+        return fields if self._bridge is None else fields | {f"compared_{side}": sums.compared_share}
+
     def _side(
         self,
         name: str,
         batch: Batch,
-        kept: torch.Tensor | None,
+        kept: TeacherView | None,
         side: Side,
         score: Estimator,
         *,
@@ -199,8 +213,8 @@ class Loop:
     ) -> tuple[float, Sums]:
         """Add one side's gradient to the student's, piece by piece; return its loss and what was measured.
 
-        `kept` are the teacher's states on this batch, [N, H_teacher]; None lets it read the texts now. Gradients are
-        sent between processes once a step, behind the last piece of the last side.
+        `kept` are the teacher's states on this batch; None lets it read the texts now. Gradients are sent between
+        processes once a step, behind the last piece of the last side.
         """
         policy: Policy = self._accelerator.unwrap_model(self._student)
         self._fleet.check_rows(len(batch.token_ids), of=f"the {name}-policy side")
@@ -214,7 +228,7 @@ class Loop:
         total = 0.0
         pieces = list(part.pieces(self._settings.micro_batch_size))
         for number, (piece, place) in enumerate(pieces, 1):
-            teacher_hiddens = self._read_by_teacher(piece) if kept is None else kept[place]
+            view = self._read_by_teacher(piece) if kept is None else kept[place]
             is_sent = is_last and number == len(pieces)
             # Several sums of a divided student's parts take less memory than one of the whole.
             is_sent = is_sent or policy.is_divided
@@ -224,11 +238,12 @@ class Loop:
                 # The final norm comes out in float32; the head's products need not be.
                 hiddens = hiddens.to(self._dtype)
                 states = States(
-                    teacher_hiddens=teacher_hiddens,
+                    teacher_hiddens=view.hiddens,
                     teacher_head=self._teacher.head,
                     targets=piece.targets,
                     last_in_row=piece.last_in_row,
                     drawn_logprobs=piece.drawn_logprobs,
+                    comparison=self._bridge.comparison(view, spells=name == "off") if self._bridge else None,
                 )
                 loss, _ = matching_loss(
                     hiddens,
@@ -248,9 +263,10 @@ class Loop:
         return total, sums
 
     @torch.inference_mode()
-    def _read_by_teacher(self, batch: Batch) -> torch.Tensor:
-        hiddens: torch.Tensor = self._teacher(batch)
-        return hiddens
+    def _read_by_teacher(self, batch: Batch) -> TeacherView:
+        if self._bridge is not None:
+            return self._bridge.read(self._teacher, batch)
+        return TeacherView(hiddens=self._teacher(batch))
 
     def _ascended(
         self,
@@ -270,6 +286,7 @@ class Loop:
             student_head=head.detach(),
             teacher_hiddens=states.teacher_hiddens,
             teacher_head=states.teacher_head,
+            vocabulary=self._bridge.vocabulary if self._bridge else None,
         )
         if name not in self._adversaries:
             self._adversaries[name] = Adversary(
@@ -277,8 +294,10 @@ class Loop:
             )
             if name in self._kept_adversaries:
                 self._adversaries[name].restore(self._kept_adversaries.pop(name))
-        if ascends:
-            self._adversaries[name].ascend(views, side.weights)
+        seen = views if states.comparison is None else views.rows(states.comparison.aligned.nonzero()[:, 0])
+        # Texts of a token each may leave nothing to see.
+        if ascends and (states.comparison is None or self._fleet.sums([float(not len(seen))]) == [0.0]):
+            self._adversaries[name].ascend(seen, side.weights)
         return self._adversaries[name].potential(views)
 
 

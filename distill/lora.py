@@ -15,7 +15,7 @@ from torch import nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .settings import Lora
+    from .lora_settings import Lora
 
 
 def add_adapters(model: PreTrainedModel, settings: Lora, *, seed: int) -> None:

@@ -6,11 +6,14 @@ student_cuts.json   where it is pruned in stages: its layers, and the cuts to co
 train.jsonl     prompts with responses: the file's own, or the teacher's, sampled
 teacher_states.npy, teacher_states_start.npy   the teacher's final hidden states at those responses
 heldout.jsonl   held-out prompts with the teacher's greedy responses (and references where the file has any)
+match.json      where the student keeps a tokenizer of its own: what both have in common (`match.Match`)
 
 Where the vocabulary is trimmed, the teacher writes with all of it: that tells which tokens it uses. Then teacher,
 texts and student go over to the kept ones, and the trimmed teacher answers the held-out prompts, which had no say in
 what is kept. Its stored states stay true wherever a text keeps its tokens; where one is spelled in several, they are
 made anew.
+
+Where the student keeps its own tokenizer, texts are in its tokens, with the teacher's own beside them.
 """
 
 from __future__ import annotations
@@ -33,11 +36,13 @@ from .batches import TokenPair
 from .checkpoint import copy_in_dtype, load_model, load_tokenizer
 from .device import choose_device, describe_device, matrix_dtype
 from .given_texts import choose_texts, read_texts
+from .match import write_match
+from .own_tokenizer import read_own_tokenizer
 from .policy import Policy
 from .prompts import Example, check_lengths, write_examples
 from .settings import ModelStudent, PrepareSettings
 from .source import check_source, materialize
-from .student import check_student, size_warnings, write_student
+from .student import check_student, size_warnings, take_student, write_student
 from .teacher_states import TeacherStatesWriter
 from .teacher_texts import answer_greedily, keep_states, write_responses
 from .trimming import TrimmedTokenizer, replace_checkpoint, trim_model, trim_tokenizer
@@ -71,6 +76,9 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
     given = read_texts(settings)
     origin = materialize(settings.teacher, folder / "teacher")
     full = load_tokenizer(folder / "teacher")
+    taken = None
+    if isinstance(settings.student, ModelStudent):
+        taken = take_student(folder / "student", settings.student, full)
     teacher = load_model(folder / "teacher", dtype=torch.float32)
     check_student(teacher, settings.student)
     warnings = size_warnings(teacher, settings.student)
@@ -81,6 +89,18 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
     warnings += left_out
     for warning in warnings:
         log.warning("%s", warning)
+    own = None
+    if taken is not None and taken.own_tokenizer is not None:
+        own = read_own_tokenizer(
+            folder / "student",
+            taken.own_tokenizer,
+            teacher=teacher,
+            teacher_tokenizer=full,
+            render=lambda tokenizer, model: (
+                _render(tokenizer, train, model, settings, path=given[0].source),
+                _render(tokenizer, heldout, model, settings, path=given[1].source),
+            ),
+        )
     plan = None
     if settings.vocabulary is not None:
         plan = VocabularyPlan(settings.vocabulary, model=teacher, tokenizer=full)
@@ -102,6 +122,14 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
     teacher.to(device)  # not earlier: it was written with in another dtype
     answers = answer_greedily(teacher, tokenizer, heldout_ids, settings=settings)
     judged = _examples(tokenizer, heldout, list(zip(heldout_ids, answers, strict=True)))
+    if own is not None:
+        examples, judged = own.respelled(examples, own.train_ids), own.respelled(judged, own.heldout_ids)
+        match = own.match(folder, examples, teacher)
+        write_match(folder, match)
+        counts["match"] = asdict(match) | {"misfit": match.misfit}
+        if match.misfit:
+            warnings.append(f"only objective `sft` fits this student: {match.misfit}")
+            log.warning("%s", warnings[-1])
     write_examples(folder / "train.jsonl", examples)
     write_examples(folder / "heldout.jsonl", judged, references=[item.response for item in heldout])
     counts |= {
@@ -110,7 +138,7 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
         "heldout_prompts": len(judged),
         "generated_tokens": counts["generated_tokens"] + sum(map(len, answers)),
     }
-    facts = write_student(folder, pairs, teacher, full, settings.student, trimmed=trimmed)
+    facts = write_student(folder, pairs, teacher, full, settings.student, trimmed=trimmed, taken=taken)
     return {
         **counts,
         "teacher": asdict(origin),

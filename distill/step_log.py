@@ -50,6 +50,8 @@ class StepLog:
     response_tokens_on: float | None = None  # mean length
     repetition_on: float | None = None  # share of 4-token sequences that stood in the same text before
     repetition_off: float | None = None  # the same of the teacher's texts
+    compared_off: float | None = None  # share of the tokens at which two vocabularies are compared
+    compared_on: float | None = None
 
     def as_line(self) -> dict[str, Any]:
         """Return what was measured."""
@@ -71,9 +73,10 @@ def count_tokens(curves: Path) -> dict[str, int | None]:
     return counts
 
 
-def side_fields(side: str, sums: Sums, adversary: Adversary | None) -> dict[str, float]:
+def side_fields(side: str, sums: Sums, adversary: Adversary | None) -> dict[str, float | None]:
     """Return the fields of one side, `off` or `on`."""
-    fields = {"d": sums.gap, "tv": sums.total_variation, "entropy": sums.entropy_nats}
+    means = {"d": sums.gap, "tv": sums.total_variation, "entropy": sums.entropy_nats}
+    fields = {name: sums.of_compared(mean) for name, mean in means.items()}
     if adversary is not None:
         fields |= {
             "critic_share": sums.critic_share,

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ammd.encoder_decoder import is_encoder_decoder
-from ammd.errors import DistillError
+from ammd.errors import DistillError, TokenizerMismatchError
 
 from .batches import Batch, TokenPair, build_batch
 from .checkpoint import load_model, load_tokenizer, save_checkpoint
@@ -41,6 +41,8 @@ from .width import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ammd.model_origin import ModelOrigin
 
 log = logging.getLogger("ammd.distill")
 _MEASURED_TEXTS = 32  # 16, 32 and 64, and 32 of other texts, keep the same layers of SmolLM2-135M
@@ -124,6 +126,7 @@ def write_student(
     wanted: DepthStudent | WidthStudent | ModelStudent,
     *,
     trimmed: TrimmedTokenizer | None = None,
+    taken: TakenStudent | None = None,
 ) -> dict[str, Any]:
     """Write the student that is `wanted`, and which cuts are to come, and return what it is.
 
@@ -134,13 +137,16 @@ def write_student(
         tokenizer: The teacher's full one.
         wanted: As `check_student` has found it possible.
         trimmed: What is left of the tokenizer and of `teacher` already, where the vocabulary was trimmed.
+        taken: A student that is another model, and lies there already.
 
     Raises:
         DistillError: A model cannot be used.
-        TokenizerMismatchError: Student and teacher do not share a tokenizer.
     """
     if isinstance(wanted, ModelStudent):
-        return _take_student(folder / "student", wanted.source, tokenizer, trimmed)
+        assert taken is not None
+        if trimmed is not None:
+            _trim_taken(folder / "student", trimmed)
+        return {"source": wanted.source, "origin": asdict(taken.origin)}
     batch = measured_batch(pairs).to(teacher.device)
     facts: dict[str, Any] = {}
     if wanted.layers is not None:
@@ -183,17 +189,37 @@ def _encoder_layers(model: PreTrainedModel, wanted: DepthStudent) -> int:
     return min(have, max(2, round(have * wanted.layers / len(layers_of(model)))))
 
 
-def _take_student(
-    folder: Path, source: str, tokenizer: PreTrainedTokenizerBase, trimmed: TrimmedTokenizer | None
-) -> dict[str, Any]:
-    """Fetch a student with the teacher's full `tokenizer` and trim it as the teacher was."""
-    origin = materialize(source, folder)
-    check_same_tokenizer(load_tokenizer(folder), tokenizer)
-    if trimmed is not None:
-        student = load_model(folder, dtype=torch.float32)
-        trim_model(student, trimmed.new_ids)
-        replace_checkpoint(folder, student, trimmed.tokenizer)
-    return {"source": source, "origin": asdict(origin)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenStudent:
+    """A student that is another model."""
+
+    origin: ModelOrigin
+    own_tokenizer: PreTrainedTokenizerBase | None  # where it differs from the teacher's
+
+
+def take_student(folder: Path, wanted: ModelStudent, tokenizer: PreTrainedTokenizerBase) -> TakenStudent:
+    """Fetch another model into `folder`, before any work that its tokenizer could make useless.
+
+    Raises:
+        TokenizerMismatchError: Its tokenizer is not the teacher's `tokenizer`, and is not to be its own.
+    """
+    origin = materialize(wanted.source, folder)
+    found = load_tokenizer(folder)
+    try:
+        check_same_tokenizer(found, tokenizer)
+    except TokenizerMismatchError as exc:
+        if wanted.tokenizer != "own":
+            raise
+        log.info("the student keeps its own tokenizer: %s", exc)
+        return TakenStudent(origin=origin, own_tokenizer=found)
+    return TakenStudent(origin=origin, own_tokenizer=None)
+
+
+def _trim_taken(folder: Path, trimmed: TrimmedTokenizer) -> None:
+    """Trim a student with the teacher's full tokenizer as the teacher was."""
+    student = load_model(folder, dtype=torch.float32)
+    trim_model(student, trimmed.new_ids)
+    replace_checkpoint(folder, student, trimmed.tokenizer)
 
 
 def measured_batch(pairs: Sequence[TokenPair]) -> Batch:

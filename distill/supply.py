@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from .batches import Batch, TokenPair, build_batch
+from .bridge import Bridge, TeacherView
 from .snapshots import State
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class TeacherBatch:
     """Texts of the teacher's with its states at their responses."""
 
     batch: Batch
-    states: torch.Tensor  # [N, H_teacher]
+    view: TeacherView
 
 
 class Supply(Protocol):
@@ -56,9 +57,21 @@ class TeacherTexts:
         order: Iterator[list[int]],
         *,
         dtype: torch.dtype,
+        bridge: Bridge | None = None,
+        spelled: Sequence[TokenPair] | None = None,
     ) -> None:
-        """Take all pairs, their states, the indices of each batch, and the dtype of matrix products."""
+        """Take all texts and their states.
+
+        Args:
+            pairs: The texts in the student's tokens.
+            states: The teacher's at these texts.
+            order: The indices of each batch.
+            dtype: Of matrix products.
+            bridge: Between tokenizers, where the student's is its own.
+            spelled: The texts in the teacher's tokens, if those are others.
+        """
         self._pairs, self._states, self._order, self._dtype = pairs, states, order, dtype
+        self._bridge, self._spelled = bridge, pairs if spelled is None else spelled
         self.taken = 0  # batches so far
 
     def next_batch(self) -> TeacherBatch:
@@ -74,9 +87,13 @@ class TeacherTexts:
 
     def batch_of(self, chosen: Sequence[int]) -> TeacherBatch:
         """Return the texts at these indices as a batch."""
-        states = self._states.rows(chosen, [len(self._pairs[index][1]) for index in chosen])
+        responses = [self._spelled[index][1] for index in chosen]
+        states = self._states.rows(chosen, [len(response) for response in responses])
+        view = TeacherView(hiddens=states)
+        if self._bridge is not None:
+            view = self._bridge.place(states, [self._pairs[index][1] for index in chosen], responses)
         batch = build_batch([self._pairs[index] for index in chosen])
-        return TeacherBatch(batch=batch, states=states.to(self._dtype))
+        return TeacherBatch(batch=batch, view=view.to(self._dtype))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,10 @@ def check_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTo
     Raises:
         TokenizerMismatchError: Names the first difference.
     """
-    hint = 'pick a student of the teacher\'s own family, or cut one from it (`kind = "depth"`)'
+    hint = (
+        'pick a student of the teacher\'s own family, cut one from it (`kind = "depth"`), or let this one keep its '
+        'tokenizer: `prepare.student.tokenizer = "own"`'
+    )
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours != theirs:
         token = min(

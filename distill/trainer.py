@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ammd.machine import release_freed_memory
 from ammd.progress import progress
 
+from .bridge import Bridge
 from .collapse import CollapseWatch
 from .fleet import Fleet
 from .loop import Loop
@@ -40,6 +41,7 @@ def run_phase(
     settings: DistillSettings,
     curves: Path,
     fleet: Fleet,
+    bridge: Bridge | None = None,
     between_steps: Callable[[PhaseState], None] = lambda _state: None,
     start: State | None = None,
 ) -> None:
@@ -54,6 +56,7 @@ def run_phase(
         settings: Of the stage.
         curves: Receives one line a step, from the first process.
         fleet: This process and those that train along.
+        bridge: Between the tokenizers, where the student's is its own.
         between_steps: Called before the first step and after each with what gives the phase's state on demand.
         start: Such a state of this phase to go on from.
 
@@ -65,7 +68,7 @@ def run_phase(
     for policy in (student, teacher):
         is_eager = policy.device.type == "cpu" and longest_tokens <= _EAGER_TOKENS
         policy.model.set_attn_implementation("eager" if is_eager else "sdpa")
-    loop = Loop(phase, student, teacher, settings, fleet)
+    loop = Loop(phase, student, teacher, settings, fleet, bridge)
     watch = CollapseWatch()
     state = PhaseState(loop=loop, watch=watch, supply=supply)
     if start is not None:

@@ -17,20 +17,21 @@ from ammd.errors import DistillError
 
 from .adaptive import AdaptiveSupply
 from .batches import cut_batches, endless_order
+from .bridge import Bridge
 from .checkpoint import end_token_ids, load_model, load_tokenizer, save_checkpoint
-from .chunked import States, matching_loss
 from .critic_settings import LearnedCritic
 from .device import choose_device, matrix_dtype
 from .fleet import Fleet
 from .loop import chunk_tokens
 from .lora import add_adapters
+from .match import check_objective, read_match
+from .mean_loss import mean_loss
 from .minillm import SequenceScore
 from .objective import Weights
 from .phase import Phase
 from .policy import Policy
 from .prompts import read_examples
 from .rollout import Sampling
-from .score import Score
 from .settings import Ammd, DistiLLM, Game, MiniLLM, OnPolicyPhase
 from .shards import like
 from .sides import Side, sides_of
@@ -42,14 +43,15 @@ from .student_texts import StudentTexts
 from .supply import BothSides, TeacherTexts
 from .teacher_states import TeacherStates
 from .trainer import PhaseState, run_phase
+from .two_tokenizers import TwoTokenizers, speller
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from .batches import TokenPair
     from .settings import DistillSettings, Objective, WarmStart
     from .staged import Cuts
-    from .supply import Supply, TeacherBatch
+    from .supply import Supply
 
 
 class Training:
@@ -83,7 +85,9 @@ class Training:
         self.device = choose_device(settings.device)
         self.fleet = Fleet(self.device)
         self.dtype = matrix_dtype(settings.precision, self.device)
-        self._tokenizer = load_tokenizer(prepared / "teacher")
+        self._match = read_match(prepared)
+        check_objective(settings.objective, self._match)
+        self._tokenizer = load_tokenizer(prepared / ("student" if self._match else "teacher"))
         self._teacher = Policy(load_model(prepared / "teacher", dtype=self.dtype)).requires_grad_(False)
         self._teacher.to(self.device)
         self.student = Policy(load_model(student, dtype=torch.float32))
@@ -105,13 +109,14 @@ class Training:
         roundings_of(self.student.model, settings.quantize_as)  # refused before any work, if at all
         if settings.divide_student and self.fleet.size > 1:
             self.student.divide(self.fleet, dtype=self.dtype)
-        self._pairs: list[TokenPair] = [
-            (example.prompt_ids, example.response_ids) for example in read_examples(prepared / "train.jsonl")
-        ]
+        examples = read_examples(prepared / "train.jsonl")
+        self._pairs: list[TokenPair] = [example.pair for example in examples]
+        self._teacher_pairs: list[TokenPair] = [example.teacher_pair for example in examples]
         if not self._pairs or not all(response for _, response in self._pairs):
             raise DistillError(f"`{prepared / 'train.jsonl'}` holds prompts without responses to learn from")
         self._teacher_states = TeacherStates(prepared)
-        self._teacher_states.check(self._teacher, self._pairs)
+        self._teacher_states.check(self._teacher, self._teacher_pairs)
+        self._bridge = self._build_bridge(prepared) if self._match else None
         self._learned = len(self._pairs) - _kept_back(settings.objective)  # the rest only measures
         if self._learned < 1:
             raise DistillError(
@@ -141,6 +146,8 @@ class Training:
     def warm(self, settings: WarmStart) -> None:
         """Run the first phase, forward KL on the teacher's texts, in shares with a cut between them if any are to come.
 
+        Where vocabularies are too different to be compared it is cross-entropy.
+
         Its weights are not rounded: it has a cut network to mend, whose loss is far above that of rounding, and what it
         leaves is the same start for every scheme.
 
@@ -148,7 +155,9 @@ class Training:
             NonFiniteLossError: Training diverged.
             DistillError: There are fewer steps than shares.
         """
-        off = Side(weights=Weights(kl=1.0), rows=self.settings.batch_size)
+        has_to_spell = self._match is not None and bool(self._match.misfit)
+        weights = Weights(cross_entropy=1.0) if has_to_spell else Weights(kl=1.0)
+        off = Side(weights=weights, rows=self.settings.batch_size)
         shares = share_steps(settings.steps, self.cuts.to_come + 1)
         for index, steps in enumerate(shares):
             if index:
@@ -239,10 +248,13 @@ class Training:
             student=self.student,
             teacher=self._teacher,
             supply=supply,
-            longest_tokens=max(len(prompt) + len(response) for prompt, response in self._pairs),
+            longest_tokens=max(
+                len(prompt) + len(response) for prompt, response in (*self._pairs, *self._teacher_pairs)
+            ),
             settings=self.settings,
             curves=self._curves,
             fleet=self.fleet,
+            bridge=self._bridge,
             between_steps=self._keep,
             start=start,
         )
@@ -264,7 +276,14 @@ class Training:
     def _teacher_texts(self, rows: int) -> TeacherTexts:
         whole = rows == self.settings.batch_size
         order = self._order if whole else cut_batches(self._order, rows)
-        return TeacherTexts(self._pairs, self._teacher_states, order, dtype=self.dtype)
+        return TeacherTexts(
+            self._pairs,
+            self._teacher_states,
+            order,
+            dtype=self.dtype,
+            bridge=self._bridge,
+            spelled=self._teacher_pairs,
+        )
 
     def _student_texts(
         self, batch_size: int, temperature: float, reuse_steps: int, *, teacher_share: float | None = None
@@ -288,6 +307,25 @@ class Training:
             guide_share=teacher_share or 0.0,
         )
 
+    def _build_bridge(self, prepared: Path) -> Bridge:
+        teacher = load_tokenizer(prepared / "teacher")
+        tokenizers = TwoTokenizers(
+            speller(teacher, end_token_ids(self._teacher.model, teacher)),
+            speller(self._tokenizer, end_token_ids(self.student.model, self._tokenizer)),
+        )
+        vocabulary = tokenizers.shared_vocabulary(
+            teacher_rows=len(self._teacher.head), student_rows=len(self.student.head)
+        )
+        return Bridge(
+            tokenizers,
+            vocabulary.to(self.device),
+            prompts={
+                tuple(ours): theirs
+                for (ours, _), (theirs, _) in zip(self._pairs, self._teacher_pairs, strict=True)
+            },
+            compares=self._match is not None and not self._match.misfit,
+        )
+
     def _adaptive(self, settings: DistiLLM, texts: TeacherTexts) -> AdaptiveSupply:
         size = self.settings.batch_size
         kept_back = range(self._learned, len(self._pairs))
@@ -308,6 +346,7 @@ class Training:
                         self.settings, vocabulary=len(student.head), device=self.device
                     ),
                     fleet=self.fleet,
+                    bridge=self._bridge,
                 )
 
         return AdaptiveSupply(
@@ -318,37 +357,6 @@ class Training:
             batch_size=size,
             seed=self.settings.seed,
         )
-
-
-def mean_loss(
-    student: Policy,
-    teacher: Policy,
-    batches: Sequence[TeacherBatch],
-    *,
-    weights: Weights,
-    chunk_tokens: int,
-    fleet: Fleet,
-) -> float:
-    """Return the student's mean loss a response token on the teacher's texts, each process reading some."""
-    total, tokens = 0.0, 0
-    # A divided student is put together by all, so all have to read as often.
-    own = batches if student.is_divided else batches[fleet.rank :: fleet.size]
-    for one in own:
-        batch = one.batch.to(student.device)
-        states = States(
-            teacher_hiddens=one.states.to(student.device),
-            teacher_head=teacher.head,
-            targets=batch.targets,
-            last_in_row=batch.last_in_row,
-        )
-        hiddens = student(batch).to(one.states.dtype)
-        loss, sums = matching_loss(
-            hiddens, student.head, states=states, weights=weights, score=Score(), chunk_tokens=chunk_tokens
-        )
-        total += float(loss) * sums.tokens
-        tokens += sums.tokens
-    total, count = fleet.sums([total, tokens])
-    return total / count
 
 
 def _kept_back(settings: Objective) -> int:

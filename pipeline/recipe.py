@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, StringConstraints, ValidationError
 
 from ammd.artifact import is_there
+from ammd.distill.one_tokenizer import needs_one_tokenizer
 from ammd.distill.settings import DistillSettings, PrepareSettings
 from ammd.distill.track_settings import TrackSettings, missing_packages
 from ammd.errors import RecipeError
@@ -150,6 +151,10 @@ def _find_contradictions(recipe: Recipe) -> list[Fault]:
     if trained_for == "gguf-q4_0" and recipe.export.imatrix is not None:
         text = "rounds as without an importance matrix: leave `export.imatrix` out"
         faults.append(Fault(path=("distill", "quantize_as"), value=trained_for, text=text))
+    has_own = getattr(recipe.prepare.student, "tokenizer", "teacher") == "own"
+    if has_own and (reason := needs_one_tokenizer(recipe.distill.objective)) is not None:
+        path, kind = ("distill", "objective"), recipe.distill.objective.kind
+        faults.append(Fault(path=path, value=kind, text=f"{reason[0]}; {reason[1]}"))
     stages, steps = getattr(recipe.prepare.student, "stages", 1), recipe.distill.warm.steps
     if steps < stages:
         text = f"should be at least {stages}, a step for each of `prepare.student.stages`"

@@ -94,6 +94,57 @@ def train_tokenizer(kind: str) -> Any:
     return tokenizer
 
 
+def train_pieces_tokenizer(*, metaspace: bool = False) -> Any:
+    """Return a tokenizer of SentencePiece's kind, as Llama 2's or, with `metaspace`, as newer ones are written."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    words = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="always")
+    learnt = Tokenizer(models.BPE())
+    learnt.pre_tokenizer = words
+    learnt.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    model = json.loads(learnt.to_str())["model"]
+    special = ["<unk>", "<s>", "</s>"]
+    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
+    backend = Tokenizer(
+        models.BPE(
+            vocab={token: at for at, token in enumerate(tokens)},
+            merges=[tuple(merge) for merge in model["merges"]],
+            byte_fallback=True,
+            unk_token="<unk>",
+            fuse_unk=True,
+        )
+    )
+    if metaspace:
+        backend.pre_tokenizer = words
+        spaces: list[Any] = [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")]
+    else:
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        )
+        spaces = [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    backend.decoder = decoders.Sequence(spaces)
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="</s>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ '[' + message['role'] + '] ' + message['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[assistant] ' }}{% endif %}"
+    )
+    return tokenizer
+
+
 def _split(words: str) -> Any:
     from tokenizers import Regex, pre_tokenizers
 
@@ -120,7 +171,7 @@ def build_model(tokenizer: Any, *, tied: bool = True, spare_rows: int = 3) -> An
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|endoftext|>")]
+    ends = [tokenizer.eos_token_id, tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)]
     config = LlamaConfig(
         vocab_size=len(tokenizer) + spare_rows,
         hidden_size=32,
@@ -182,6 +233,12 @@ def make_tokenizer() -> Callable[[str], Any]:
 
 
 @pytest.fixture
+def make_pieces_tokenizer() -> Callable[..., Any]:
+    """`train_pieces_tokenizer`."""
+    return train_pieces_tokenizer
+
+
+@pytest.fixture
 def make_texts() -> Callable[..., list[str]]:
     """`random_texts`."""
     return random_texts
@@ -196,6 +253,22 @@ def bpe_checkpoint(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     folder.mkdir()
     save_checkpoint(build_model(tokenizer), tokenizer, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def build_own() -> Callable[[Any, Path], Path]:
+    """Write a random model with a tokenizer, or with one of a kind that is named; `pieces` is SentencePiece's."""
+    from ammd.distill.checkpoint import save_checkpoint
+
+    def build(tokenizer: Any, folder: Path) -> Path:
+        if isinstance(tokenizer, str):
+            is_pieces = tokenizer == "pieces"
+            tokenizer = train_pieces_tokenizer() if is_pieces else train_tokenizer(tokenizer)
+        folder.mkdir()
+        save_checkpoint(build_model(tokenizer), tokenizer, folder)
+        return folder
+
+    return build
 
 
 VOCABULARY, HORIZON = 3, 3

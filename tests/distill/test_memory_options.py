@@ -14,8 +14,9 @@ from ammd.distill.batches import TokenPair, build_batch
 from ammd.distill.checkpoint import copy_in_dtype, load_model
 from ammd.distill.loop import chunk_tokens
 from ammd.distill.lora import add_adapters
+from ammd.distill.lora_settings import Lora
 from ammd.distill.policy import Policy
-from ammd.distill.settings import DistillSettings, Lora
+from ammd.distill.settings import DistillSettings
 from ammd.distill.training import Training
 
 
