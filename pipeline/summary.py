@@ -57,6 +57,7 @@ def build_summary(recipe: Recipe, folder: Path, done: Mapping[str, Done]) -> dic
         "origin": _origin(recipe, done),
         "training": _training(done),
         "vocabulary": _results(done, "prepare").get("vocabulary"),
+        "match": _results(done, "prepare").get("match"),
         "artifacts": [_artifact_row(row, done) for row in _results(done, "export").get("artifacts", [])],
         "imatrix": _results(done, "export").get("imatrix"),
         "machine": describe_machine(),

@@ -6,6 +6,9 @@ a model and prompt, `quality.json` what a model's rows amount to (`transfer`), `
 
 Where settings name language tasks, every model answers those as well: `tasks.json` has the numbers, `task_rows.jsonl`
 every answer with its scores.
+
+A student with a tokenizer of its own has no distribution over the teacher's tokens. It is judged by its texts alone,
+which the teacher reads in its own tokens; how likely it finds them is then said a byte.
 """
 
 from __future__ import annotations
@@ -119,6 +122,7 @@ class _Asking:
                 "engine": self.kinds[model.name].value,
                 "own_states": str(self._states("own", model.name)),
             }
+            asked |= {"of_teacher": self._is_teacher(model), "compares": self._compares(model)}
             if self.kinds[model.name] is EngineKind.TORCH:
                 records[model.name] = self.torch.call("answers:measure_checkpoint", asked)
             else:
@@ -135,28 +139,39 @@ class _Asking:
             for kind in ("answers", "sampled")
             if kind in record
         }
+        own = {model.name for model in self.inputs.models if not self._compares(model)}
         request = self._request | {
             "path": str(self.inputs.teacher),
-            "prompts": [row.prompt_ids for row in self.rows],
+            "prompts": [row.for_teacher.prompt_ids for row in self.rows],
             "answers": {
-                f"{name}/{kind}": [answer["ids"] for answer in found] for (name, kind), found in sets.items()
+                f"{name}/{kind}": [answer["ids"] for answer in found]
+                for (name, kind), found in sets.items()
+                if name not in own
+            },
+            "texts_of": {
+                f"{name}/{kind}": [{"text": answer["text"], "ended": answer["ended"]} for answer in found]
+                for (name, kind), found in sets.items()
+                if name in own
             },
             "keep": {f"{name}/answers": str(self._states("teacher", name)) for name in records},
         }
         scores = self.torch.call("answers:score_answers", request)
         for (name, kind), found in sets.items():
-            for answer, nats in zip(found, scores[f"{name}/{kind}"], strict=True):
-                answer["nats"] = nats
+            for answer, score in zip(found, scores[f"{name}/{kind}"], strict=True):
+                answer["nats" if name not in own else "nats_per_byte"] = score
 
     def compare_own_texts(self, records: Mapping[str, dict[str, Any]]) -> None:
         """Add to every record how far the model is from the teacher on its own greedy texts."""
         for done, model in enumerate(self.inputs.models, len(records) + 2):
             self.report(done, f"{model.name}, own texts")
+            if not self._compares(model):
+                records[model.name]["own_texts"] = []
+                continue
             answers = records[model.name]["answers"][: self.settings.kl_texts]
             request = self._request | {
                 "path": str(model.path),
                 "engine": self.kinds[model.name].value,
-                "prompts": [row.prompt_ids for row in self.rows[: len(answers)]],
+                "prompts": [row.for_teacher.prompt_ids for row in self.rows[: len(answers)]],
                 "answers": [answer["ids"] for answer in answers],
                 "own_states": str(self._states("own", model.name)),
                 "teacher_states": str(self._states("teacher", model.name)),
@@ -166,6 +181,13 @@ class _Asking:
                 if self.kinds[model.name] is EngineKind.TORCH
                 else call("answers:compare_own_file_texts", request)
             )
+
+    def _is_teacher(self, model: ArtifactRef) -> bool:
+        return model.path.resolve() == self.inputs.teacher.resolve()
+
+    def _compares(self, model: ArtifactRef) -> bool:
+        """Tell whether a model speaks in the teacher's tokens."""
+        return self.rows[0].for_teacher is self.rows[0] or self._is_teacher(model)
 
     @property
     def _request(self) -> dict[str, Any]:
@@ -177,6 +199,9 @@ class _Asking:
             # Longer answers than the teacher's text would be compared with nothing.
             "answer_tokens": min(
                 self.settings.answer_tokens, max(len(row.response_ids) for row in self.rows)
+            ),
+            "teacher_answer_tokens": min(
+                self.settings.answer_tokens, max(len(row.for_teacher.response_ids) for row in self.rows)
             ),
             "sampled_prompts": self.settings.sampled_prompts,
             "seed": self.settings.seed,

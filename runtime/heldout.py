@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ammd.errors import ArtifactError
+
+_OF_TEACHER = ("teacher_prompt_ids", "teacher_response_ids")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +20,15 @@ class HeldOut:
     prompt_ids: tuple[int, ...]  # rendered chat with the opening of the assistant's turn
     response_ids: tuple[int, ...]  # end token included where the teacher stopped by itself
     reference: str | None  # an answer by a person, where the data has one
+    teacher_prompt_ids: tuple[int, ...] | None = None  # where the ids above are of a student's own tokenizer
+    teacher_response_ids: tuple[int, ...] | None = None
+
+    @property
+    def for_teacher(self) -> HeldOut:
+        """The same in the teacher's tokens."""
+        if self.teacher_prompt_ids is None or self.teacher_response_ids is None:
+            return self
+        return replace(self, prompt_ids=self.teacher_prompt_ids, response_ids=self.teacher_response_ids)
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -62,11 +73,13 @@ def _parse(line: str, *, where: str) -> HeldOut:
             prompt_ids=tuple(map(int, record["prompt_ids"])),
             response_ids=tuple(map(int, record["response_ids"])),
             reference=record.get("reference"),
+            **{name: tuple(map(int, record[name])) for name in _OF_TEACHER if name in record},
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as exc:
         raise ArtifactError(f"`{where}` is no held-out prompt: {type(exc).__name__} {exc}") from exc
     if not all(isinstance(text, str) for text in (row.prompt, row.response, row.reference or "")):
         raise ArtifactError(f"`{where}` is no held-out prompt: a text is none")
-    if not row.prompt_ids or not row.response_ids:
+    ids = [row.prompt_ids, row.response_ids, row.for_teacher.prompt_ids, row.for_teacher.response_ids]
+    if not all(ids):
         raise ArtifactError(f"`{where}` has an empty prompt or response")
     return row

@@ -65,6 +65,7 @@ METRICS = (
     _metric("greedy_prefix_tokens", higher_is_better=True),
     _metric("greedy_same_share", of="greedy_same", higher_is_better=True),
     _metric("nll_under_teacher_nats", weight=_ON_OWN, higher_is_better=False),
+    _metric("nll_under_teacher_nats_per_byte", weight="response_bytes", higher_is_better=False),
     _metric("kl_on_own_nats", weight=_ON_OWN, higher_is_better=False),
     _metric("tv_on_own", weight=_ON_OWN, higher_is_better=False),
     _metric("exposure_bias_nats", higher_is_better=False),
@@ -78,6 +79,7 @@ METRICS = (
     _metric("ended_share", of="ended"),
     _metric("teacher_ended_share", of="teacher_ended"),
     _metric("sampled_nll_under_teacher_nats", weight=_SAMPLED, higher_is_better=False),
+    _metric("sampled_nll_under_teacher_nats_per_byte", weight="sampled_bytes", higher_is_better=False),
     _metric("sampled_rouge_l", higher_is_better=True),
     _metric("sampled_repetition", higher_is_better=False),
 )
@@ -91,7 +93,8 @@ def score_rows(
     Args:
         name: Of the model.
         record: What `answers` measured: `teacher_texts` and `own_texts` (distances), `answers` and, of checkpoints,
-            `sampled`, each with the teacher's `nats`; all from the front of `rows`.
+            `sampled`, each with the teacher's `nats` or, of a model with other tokens, `nats_per_byte`; all from the
+            front of `rows`.
         rows: The prompts.
         teacher: The teacher's own greedy text to each, no longer than an answer may be; in the form of `answers`.
     """
@@ -141,11 +144,12 @@ def _on_teachers_text(text: Row) -> dict[str, Any]:
 
 
 def _of_answer(answer: Row, teacher: Row, row: HeldOut) -> dict[str, Any]:
-    line: dict[str, Any] = {
-        "nll_under_teacher_nats": answer["nats"],
-        "greedy_prefix_tokens": _equal_tokens(answer["ids"], teacher["ids"]),
-        "greedy_same": int(answer["ids"] == teacher["ids"]),
-    }
+    line: dict[str, Any] = _likelihood("", answer)
+    if "nats" in answer:
+        line["greedy_prefix_tokens"] = _equal_tokens(answer["ids"], teacher["ids"])
+        line["greedy_same"] = int(answer["ids"] == teacher["ids"])
+    else:  # other tokens
+        line["greedy_same"] = int([answer[key] == teacher[key] for key in ("text", "ended")] == [True, True])
     for prefix, one in (("", answer), ("teacher_", teacher)):
         line[f"{prefix}repetition"] = repetition(one["text"])
         line[f"{prefix}loops"] = int(ends_in_loop(one["text"]))
@@ -158,9 +162,20 @@ def _of_answer(answer: Row, teacher: Row, row: HeldOut) -> dict[str, Any]:
 
 def _of_sample(sample: Row) -> dict[str, Any]:
     return {
-        "sampled_nll_under_teacher_nats": sample["nats"],
+        **_likelihood("sampled_", sample),
         "sampled_repetition": repetition(sample["text"]),
         "sampled_tokens": len(sample["ids"]),
+    }
+
+
+def _likelihood(prefix: str, answer: Row) -> dict[str, Any]:
+    """Return how unlikely the teacher finds an answer: a token, or where a model has other tokens, a byte."""
+    if "nats" in answer:
+        return {f"{prefix}nll_under_teacher_nats": answer["nats"]}
+    weight = f"{prefix}bytes" if prefix else "response_bytes"
+    return {
+        f"{prefix}nll_under_teacher_nats_per_byte": answer["nats_per_byte"],
+        weight: len(answer["text"].encode()),
     }
 
 

@@ -220,6 +220,50 @@ def flan_t5_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def renumbered_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint with its tokens in the opposite order: it says the same under other numbers."""
+    return renumber(tiny_checkpoint, tmp_path_factory.mktemp("renumbered") / "checkpoint")
+
+
+def renumber(checkpoint: Path, folder: Path) -> Path:
+    """Write `checkpoint` with the last token first; rows without a token stay where they are."""
+    import json
+
+    import torch
+    from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+    from ammd.distill.checkpoint import load_model, load_tokenizer, save_checkpoint
+
+    old = load_tokenizer(checkpoint)
+    count = len(old)
+    document = json.loads((checkpoint / "tokenizer.json").read_text())
+    vocabulary = {token: count - 1 - number for token, number in document["model"]["vocab"].items()}
+    document["model"]["vocab"] = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
+    for entry in document["added_tokens"]:
+        entry["id"] = count - 1 - entry["id"]
+    document["added_tokens"].sort(key=lambda entry: entry["id"])
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        clean_up_tokenization_spaces=False,
+        **{name: getattr(old, name) for name in names},
+    )
+    tokenizer.chat_template = old.chat_template
+    model = load_model(checkpoint, dtype=torch.float32)
+    weight = model.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[:count] = weight[:count].flip(0).clone()
+    ids = {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in names if name != "unk_token"}
+    for name, value in ids.items():
+        setattr(model.config, name, value)
+    model.generation_config = GenerationConfig(**ids)
+    save_checkpoint(model, tokenizer, folder)
+    return folder
+
+
 @pytest.fixture
 def pairs() -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Prompts and responses of different lengths."""

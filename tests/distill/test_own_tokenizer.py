@@ -213,6 +213,26 @@ def test_training_closes_the_gap(alike: tuple[Path, dict[str, Any]], tmp_path: P
     assert rows[-1]["loss"] < 0.5 * rows[1]["loss"]
 
 
+def test_a_student_that_says_the_same_under_other_numbers_stays_there(
+    tiny_checkpoint: Path, renumbered_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Every state is aligned and every token shared: nothing is left between the two, on anybody's texts."""
+    source, results = prepared(tiny_checkpoint, renumbered_checkpoint, tmp_path)
+    found = results["match"]
+    assert (
+        found["teacher_tokens"] == found["student_tokens"] == found["shared_tokens"] + 2
+    )  # they begin texts and turns
+    assert found["aligned_share"] == found["teacher_aligned_share"] == 1
+    assert found["remainder_mass"] < 0.025  # of those two and three rows without a token, of 268
+    rows = trained(
+        source, tmp_path / "out", {"kind": "ammd", "lr": 1e-6, "discount": 0.5}, warm={"steps": 1, "lr": 1e-6}
+    )
+    for row in rows:
+        assert row["kl_nats"] < 1e-4
+        assert row["tv_off"] < 5e-3
+    assert all(row["tv_on"] < 5e-3 for row in rows[1:])
+
+
 def test_texts_alone_teach_a_student_that_shares_nothing(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -112,6 +112,20 @@ def test_missing_data_file_is_a_fault(recipe_path):
     assert "there is no such file (line 7)" in message
 
 
+def test_objective_that_needs_one_tokenizer_is_a_fault_where_the_student_keeps_its_own(recipe_path):
+    own = 'prepare.student={kind="model", source="hub:a/b", tokenizer="own"}'
+    message = faults_of(recipe_path, own, "distill.objective=minillm")
+    assert '`distill.objective` = `"minillm"`: draws each token from both models at once' in message
+    assert (
+        "take one of ammd, le_cam, sft, forward_kl, reverse_kl, gjsd, tv, skew_kl, skew_rkl, distillm"
+        in message
+    )
+    critic = 'distill.objective={kind="ammd", critic={kind="lowrank"}}'
+    assert 'set `distill.objective.critic.start = "log_ratio"`' in faults_of(recipe_path, own, critic)
+    assert "excludes student.tokenizer" in faults_of(recipe_path, own, "prepare.vocabulary={}")
+    load_recipe(recipe_path, overrides=[own, 'distill.objective={kind="ammd"}'])
+
+
 def test_missing_text_of_the_vocabulary_is_a_fault(recipe_path):
     message = faults_of(recipe_path, "prepare.vocabulary.texts=['none.txt']")
     assert (

@@ -87,6 +87,35 @@ def test_page_of_a_trimmed_run_says_what_is_left(tmp_path, recipe_path):
         assert text in pages[1]
 
 
+@pytest.mark.parametrize(
+    ("objective", "misfit", "words"),
+    [
+        ("ammd", "", "In training both distributions were matched"),
+        ("sft", "", "In the warm start both distributions were matched"),
+        ("sft", "too little", "Nothing was matched: the student learnt from the teacher's responses alone"),
+    ],
+)
+def test_page_says_what_was_matched_where_tokenizers_differ(tmp_path, recipe_path, objective, misfit, words):
+    summary = build_summary(load_recipe(recipe_path), tmp_path, {})
+    summary["training"] = {"objective": objective}
+    summary["match"] = {
+        "teacher_tokens": 49152,
+        "student_tokens": 32000,
+        "shared_tokens": 21000,
+        "aligned_share": 0.81,
+        "teacher_aligned_share": 0.9,
+        "shared_mass": 0.925,
+        "beginning_mass": 0.07,
+        "remainder_mass": 0.005,
+        "misfit": misfit,
+    }
+    page = render_report(summary, curves=[], answers=[], recipe_text="")
+    text = html.unescape(" ".join(re.sub("<[^>]*>", "", page).split()))
+    assert words in text
+    assert "49,152 and 32,000 tokens, of which they share 21,000" in text
+    assert "81 % begin there; tokens that both have hold 92.5 % of the teacher's probability" in text
+
+
 def test_page_keeps_what_is_projected_apart_from_what_is_measured(tmp_path, recipe_path):
     summary = build_summary(load_recipe(recipe_path), tmp_path, {})
     measured = {

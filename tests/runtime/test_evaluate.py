@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ammd.runtime import evaluate
+from ammd.runtime.answers import score_answers
 from ammd.runtime.artifact_ref import ArtifactRef
 from ammd.runtime.evaluate import EvaluateInputs, run
 from ammd.runtime.settings import EvaluateSettings
@@ -71,6 +74,92 @@ def test_every_model_answers_the_tasks_too_and_a_killed_stage_goes_on(
     evaluate._score_tasks(inputs, settings, again)
     assert kept.read_bytes() == before  # nothing was asked again
     assert (again / "task_rows.jsonl").read_bytes() == (folder / "task_rows.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def other_tokens(
+    tiny_checkpoint: Path,
+    renumbered_checkpoint: Path,
+    tiny_heldout: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The stage on the teacher and on a student that says the same in tokens of its own."""
+    folder = tmp_path_factory.mktemp("other-tokens")
+    student = AutoTokenizer.from_pretrained(renumbered_checkpoint)
+    lines = []
+    for row in map(json.loads, tiny_heldout.read_text().splitlines()):
+        for name in ("prompt_ids", "response_ids"):
+            row[f"teacher_{name}"] = row[name]
+            row[name] = [len(student) - 1 - token_id for token_id in row[name]]
+        lines.append(json.dumps(row))
+    (folder / "heldout.jsonl").write_text("\n".join(lines))
+    models = (
+        ArtifactRef(name="teacher", path=tiny_checkpoint),
+        ArtifactRef(name="student", path=renumbered_checkpoint),
+    )
+    inputs = EvaluateInputs(teacher=tiny_checkpoint, heldout=folder / "heldout.jsonl", models=models)
+    run(inputs, SETTINGS, folder)
+    return folder
+
+
+OF_ONE_VOCABULARY = {
+    "kl_to_teacher_nats",
+    "tv_to_teacher",
+    "top1_agreement",
+    "agreement_sure",
+    "agreement_unsure",
+    "teacher_sure_share",
+    "kl_on_own_nats",
+    "tv_on_own",
+    "exposure_bias_nats",
+    "exposure_bias_tv",
+    "greedy_prefix_tokens",
+    "nll_under_teacher_nats",
+    "sampled_nll_under_teacher_nats",
+}
+
+
+def test_a_student_of_other_tokens_is_judged_by_its_texts(other_tokens: Path) -> None:
+    found = json.loads((other_tokens / "quality.json").read_text())
+    teacher, student = found["teacher"], found["student"]
+    assert teacher["kl_to_teacher_nats"] < 1e-6
+    assert teacher.keys() - student.keys() <= OF_ONE_VOCABULARY
+    assert not student.keys() & OF_ONE_VOCABULARY
+    assert student["greedy_same_share"] == 1
+    for name in ("rouge_l", "repetition", "ended_share", "response_tokens_mean", "prompts"):
+        assert student[name] == teacher[name]
+
+
+def test_the_teacher_reads_texts_of_other_tokens_by_the_byte(tiny_checkpoint: Path) -> None:
+    """Against transformers' own loss on prompt and text."""
+    prompt = [1, 9, 20, 30]
+    answers = [
+        {"text": "the an in \u00e9", "ended": True},
+        {"text": "then", "ended": False},
+        {"text": "", "ended": True},
+    ]
+    request = {
+        "path": str(tiny_checkpoint),
+        "prompts": [prompt] * 3,
+        "answers": {},
+        "keep": {},
+        "texts_of": {"student/answers": answers},
+        "texts": 0,
+        "threads": 1,
+    }
+    *found, empty = score_answers(request)["student/answers"]
+    assert empty is None
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    for score, answer in zip(found, answers, strict=False):
+        text = str(answer["text"])
+        said = tokenizer.encode(text, add_special_tokens=False) + [2] * bool(answer["ended"])
+        ids = torch.tensor([prompt + said])
+        labels = torch.tensor([[-100] * len(prompt) + said])
+        with torch.no_grad():
+            nats = float(model(input_ids=ids, labels=labels).loss) * len(said)
+        # The teacher reads in bfloat16 where the processor has that.
+        assert score == pytest.approx(nats / len(text.encode()), rel=0.02)
 
 
 @pytest.fixture(scope="module")
