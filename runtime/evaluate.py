@@ -158,7 +158,12 @@ class _Asking:
         scores = self.torch.call("answers:score_answers", request)
         for (name, kind), found in sets.items():
             for answer, score in zip(found, scores[f"{name}/{kind}"], strict=True):
-                answer["nats" if name not in own else "nats_per_byte"] = score
+                if name in own:
+                    answer["nats_per_byte"] = score
+                    continue
+                answer["nats"] = score
+                if own and (size := len(answer["text"].encode())):  # to compare them with
+                    answer["nats_per_byte"] = score * len(answer["ids"]) / size
 
     def compare_own_texts(self, records: Mapping[str, dict[str, Any]]) -> None:
         """Add to every record how far the model is from the teacher on its own greedy texts."""

@@ -169,14 +169,14 @@ def _of_sample(sample: Row) -> dict[str, Any]:
 
 
 def _likelihood(prefix: str, answer: Row) -> dict[str, Any]:
-    """Return how unlikely the teacher finds an answer: a token, or where a model has other tokens, a byte."""
+    """Return how unlikely the teacher finds an answer: a token if both have the same, a byte if a model has others."""
+    line: dict[str, Any] = {}
     if "nats" in answer:
-        return {f"{prefix}nll_under_teacher_nats": answer["nats"]}
-    weight = f"{prefix}bytes" if prefix else "response_bytes"
-    return {
-        f"{prefix}nll_under_teacher_nats_per_byte": answer["nats_per_byte"],
-        weight: len(answer["text"].encode()),
-    }
+        line[f"{prefix}nll_under_teacher_nats"] = answer["nats"]
+    if "nats_per_byte" in answer:
+        line[f"{prefix}nll_under_teacher_nats_per_byte"] = answer["nats_per_byte"]
+        line[f"{prefix or 'response_'}bytes"] = len(answer["text"].encode())
+    return line
 
 
 def _equal_tokens(first: Sequence[int], second: Sequence[int]) -> int:
