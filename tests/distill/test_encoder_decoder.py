@@ -352,7 +352,7 @@ def test_another_model_of_the_family_learns_from_it(
     distill(source, tmp_path / "out", {"warm": {"steps": 30, "lr": 3e-3}, "objective": objective})
     rows = curves(tmp_path / "out")
     assert rows[29]["kl_nats"] < 0.7 * rows[0]["kl_nats"]
-    assert rows[-1]["tv_off"] < rows[30]["tv_off"]
+    assert rows[-1]["tv_off"] < 0.7 * rows[0]["tv_off"]
     assert load_model(tmp_path / "out/student", dtype=torch.float32).config.num_layers == 3
 
 
