@@ -59,6 +59,16 @@ class GivenTexts:
         return kept, left_out
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenTexts:
+    """The conversations that are used, and how many were too long."""
+
+    train: list[Conversation]
+    heldout: list[Conversation]
+    left_out: dict[str, int]  # of training and held-out ones, by the names that results have for them
+    warnings: list[str]
+
+
 def read_texts(settings: PrepareSettings) -> tuple[GivenTexts, GivenTexts]:
     """Return what is trained on and what is held out.
 
@@ -91,8 +101,8 @@ def read_texts(settings: PrepareSettings) -> tuple[GivenTexts, GivenTexts]:
 
 def choose_texts(
     train: GivenTexts, heldout: GivenTexts, render: Render, settings: PrepareSettings, *, context: int | None
-) -> tuple[list[Conversation], list[Conversation], list[str]]:
-    """Return the training and held-out conversations that are used, and warnings about those that are too long.
+) -> ChosenTexts:
+    """Return the training and held-out conversations that are used, without those that are too long.
 
     Args:
         train: To draw from by the seed.
@@ -112,19 +122,20 @@ def choose_texts(
     order: Iterable[int] = range(count)
     if settings.max_prompts is not None and settings.max_prompts < count:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed)).tolist()
-    warnings, chosen = [], []
-    for texts, limit, indices in (
-        (train, settings.max_prompts, order),
-        (heldout, settings.max_heldout, range(len(heldout.conversations))),
-    ):
-        kept, left_out = texts.keep(render, longest=longest, limit=limit, order=indices)
-        chosen.append(kept)
-        if left_out:
-            warnings.append(
-                f"{left_out} of {len(kept) + left_out} {texts.name} prompts have more than {longest} tokens "
-                "and are left out"
-            )
-    return chosen[0], chosen[1], warnings
+    kept_train, train_longer = train.keep(render, longest=longest, limit=settings.max_prompts, order=order)
+    kept_heldout, heldout_longer = heldout.keep(
+        render, longest=longest, limit=settings.max_heldout, order=range(len(heldout.conversations))
+    )
+    warnings = [
+        f"{longer} of {len(kept) + longer} {texts.name} prompts have more than {longest} tokens and are left out"
+        for texts, kept, longer in (
+            (train, kept_train, train_longer),
+            (heldout, kept_heldout, heldout_longer),
+        )
+        if longer
+    ]
+    left_out = {"train_left_out": train_longer, "heldout_left_out": heldout_longer}
+    return ChosenTexts(train=kept_train, heldout=kept_heldout, left_out=left_out, warnings=warnings)
 
 
 def _from_task(task: Task, settings: PrepareSettings) -> tuple[GivenTexts, GivenTexts, tuple[Path, ...]]:

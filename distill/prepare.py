@@ -83,10 +83,9 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
     check_student(teacher, settings.student)
     warnings = size_warnings(teacher, settings.student)
     context = getattr(teacher.config, "max_position_embeddings", None)
-    train, heldout, left_out = choose_texts(
-        *given, lambda item: render_prompt(full, item.messages), settings, context=context
-    )
-    warnings += left_out
+    chosen = choose_texts(*given, lambda item: render_prompt(full, item.messages), settings, context=context)
+    train, heldout = chosen.train, chosen.heldout
+    warnings += chosen.warnings
     for warning in warnings:
         log.warning("%s", warning)
     own = None
@@ -132,7 +131,7 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
             log.warning("%s", warnings[-1])
     write_examples(folder / "train.jsonl", examples)
     write_examples(folder / "heldout.jsonl", judged, references=[item.response for item in heldout])
-    counts |= {
+    counts |= chosen.left_out | {
         "train_prompts": len(examples),
         "train_response_tokens": sum(len(example.response_ids) for example in examples),
         "heldout_prompts": len(judged),

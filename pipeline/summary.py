@@ -23,7 +23,7 @@ from .provenance import provenance
 from .recipe import Recipe
 
 SCHEMA = "ammd.run/1"
-_COUNTS = ("train_prompts", "train_response_tokens", "teacher_written")
+_COUNTS = ("train_prompts", "train_response_tokens", "teacher_written", "train_left_out", "heldout_left_out")
 _CUTS = (
     "kept_layers",
     "block_influence",

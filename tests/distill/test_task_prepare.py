@@ -96,6 +96,7 @@ def test_prompts_that_are_too_long_are_left_out_and_counted(tiny_checkpoint: Pat
     prompts = {example.prompt for example in read_examples(folder / "train.jsonl")}
     assert prompts == {"Say a {b}", "Say the", "Say an"}
     assert [row["prompt"] for row in heldout_rows(folder)] == ["Say x"]
+    assert (results["train_left_out"], results["heldout_left_out"]) == (1, 1)
     training, held_out = results["warnings"]
     assert training == "1 of 4 training prompts have more than 100 tokens and are left out"
     assert held_out == "1 of 2 held-out prompts have more than 100 tokens and are left out"

@@ -130,6 +130,12 @@ def test_a_student_by_width_is_told_as_one(summary):
     assert "in 2 layers with 2 key-value heads and 1,024 feed-forward channels a layer" in _card(summary)
 
 
+def test_prompts_that_were_too_long_are_counted(summary):
+    summary["training"] = {**TRAINING, "train_left_out": 1234}
+    assert "all written by the teacher; 1,234 longer prompts were left out.\n" in _card(summary)
+    assert "left out" not in _card(summary | {"training": {**TRAINING, "train_left_out": 0}})
+
+
 def test_both_stacks_of_an_encoder_decoder_are_told(summary):
     summary["training"] = {**TRAINING, "kept_encoder_layers": [0], "encoder_block_influence": [0.1, 0.2]}
     card = _card(summary)
