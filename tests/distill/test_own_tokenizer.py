@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from ammd.distill.settings import DistillSettings, PrepareSettings
 from ammd.distill.snapshots import Snapshots
 from ammd.distill.two_tokenizers import TwoTokenizers, speller
 from ammd.errors import DistillError, TokenizerMismatchError
+from ammd.pipeline.toml_text import write_toml
 
 RESPONSES = (
     "The dog sleeps on the lazy weather, and the fox jumps over the dog.",
@@ -322,6 +326,54 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(
     stage.run(inputs, settings, tmp_path / "parts")
     weights = "student/model.safetensors"
     assert hash_file(tmp_path / "parts" / weights) == hash_file(tmp_path / "whole" / weights)
+
+
+def test_several_processes_train_what_one_does(
+    alike: tuple[Path, dict[str, Any]], tmp_path: Path, check_same: Callable[..., None]
+) -> None:
+    # Each process draws states of its own to ascend at: all of them.
+    critic = {"kind": "lowrank", "start": "log_ratio", "ascent_tokens": 10_000}
+    objective = {"kind": "ammd", "steps": 3, "lr": 1e-3, "critic": critic}
+    settings = {
+        "batch_size": 8,
+        "precision": "float32",
+        "warm": {"steps": 2, "lr": 1e-3},
+        "objective": objective,
+    }
+    (tmp_path / "settings.toml").write_text(write_toml(settings))
+    (tmp_path / "one").mkdir()
+    stage.run(
+        stage.DistillInputs(prepared=alike[0]), DistillSettings.model_validate(settings), tmp_path / "one"
+    )
+    command = [
+        *(sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *("-m", "ammd.distill", str(alike[0]), str(tmp_path / "two")),
+        *("--settings", str(tmp_path / "settings.toml")),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    check_same(alike[0], tmp_path / "one", tmp_path / "two", steps=5, moved_share=None)
+
+
+@pytest.mark.parametrize("student", ["t5", "smollm"])
+def test_an_encoder_decoder_teaches_a_decoder_and_learns_from_one(
+    checkpoints: dict[str, Path], tiny_t5: Path, tmp_path: Path, student: str
+) -> None:
+    models = {"t5": tiny_t5, "smollm": checkpoints["smollm"]}
+    teacher = models["smollm" if student == "t5" else "t5"]
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": f"{at}?", "response": "the sum in an up then"}) + "\n" for at in range(8)
+        )
+    )
+    source, results = prepared(teacher, models[student], tmp_path, prompts=str(tmp_path / "texts.jsonl"))
+    match = results["match"]
+    assert match["aligned_share"] > 0.3
+    # A random teacher of many tokens has little of its probability on the few of the T5.
+    assert bool(match["misfit"]) == (student == "t5")
+    rows = trained(source, tmp_path / "out", {"kind": "sft" if match["misfit"] else "gjsd"})
+    assert all((row["compared_off"] > 0) != bool(match["misfit"]) for row in rows)
 
 
 def test_examples_of_two_tokenizers_come_back_as_they_were(tmp_path: Path) -> None:
