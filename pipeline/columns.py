@@ -97,6 +97,15 @@ COLUMNS = (
         better=Better.LOWER,
     ),
     Column(
+        section="quality",
+        key="sampled_nll_under_teacher_nats_per_byte",
+        title="sampled NLL",
+        unit="nats/byte",
+        per_unit=1,
+        digits=3,
+        better=Better.LOWER,
+    ),
+    Column(
         section="parity",
         key="kl_nats",
         title="KL to student",
