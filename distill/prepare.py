@@ -78,7 +78,13 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
     full = load_tokenizer(folder / "teacher")
     taken = None
     if isinstance(settings.student, ModelStudent):
-        taken = take_student(folder / "student", settings.student, full)
+        taken = take_student(
+            folder / "student",
+            settings.student,
+            teacher=folder / "teacher",
+            tokenizer=full,
+            is_trimmed=settings.vocabulary is not None,
+        )
     teacher = load_model(folder / "teacher", dtype=torch.float32)
     check_student(teacher, settings.student)
     warnings = size_warnings(teacher, settings.student)

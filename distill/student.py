@@ -25,7 +25,7 @@ from .row_lengths import K_BLOCK_WEIGHTS, fallback_rows, length_warnings, neares
 from .settings import DepthStudent, ModelStudent, WidthStudent
 from .source import materialize
 from .staged import KEPT_KEYS, Cuts, layer_counts, spread_cuts, write_cuts
-from .tokenizers_match import check_same_tokenizer
+from .tokenizers_match import check_same_rows, check_same_tokenizer
 from .trimming import TrimmedTokenizer, replace_checkpoint, trim_model
 from .width import (
     channel_importance,
@@ -197,16 +197,27 @@ class TakenStudent:
     own_tokenizer: PreTrainedTokenizerBase | None  # where it differs from the teacher's
 
 
-def take_student(folder: Path, wanted: ModelStudent, tokenizer: PreTrainedTokenizerBase) -> TakenStudent:
-    """Fetch another model into `folder`, before any work that its tokenizer could make useless.
+def take_student(
+    folder: Path, wanted: ModelStudent, *, teacher: Path, tokenizer: PreTrainedTokenizerBase, is_trimmed: bool
+) -> TakenStudent:
+    """Fetch another model, before any work that its tokenizer could make useless.
+
+    Args:
+        folder: Receives it.
+        wanted: Which, and whether its tokenizer may be its own.
+        teacher: The teacher's checkpoint.
+        tokenizer: The teacher's.
+        is_trimmed: Whether both will be trimmed to the tokens that are kept.
 
     Raises:
-        TokenizerMismatchError: Its tokenizer is not the teacher's `tokenizer`, and is not to be its own.
+        TokenizerMismatchError: Tokenizer or head is not numbered as the teacher's, and is not to be its own.
     """
     origin = materialize(wanted.source, folder)
     found = load_tokenizer(folder)
     try:
         check_same_tokenizer(found, tokenizer)
+        if not is_trimmed:
+            check_same_rows(folder, teacher)
     except TokenizerMismatchError as exc:
         if wanted.tokenizer != "own":
             raise

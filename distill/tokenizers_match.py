@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ammd.errors import TokenizerMismatchError
@@ -57,6 +59,23 @@ def check_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTo
         raise TokenizerMismatchError(
             f"student and teacher render a chat differently: `{_rendered(student)}` and `{_rendered(teacher)}`",
             hint="give the student's checkpoint the teacher's chat template, or none",
+        )
+
+
+def check_same_rows(student: Path, teacher: Path) -> None:
+    """Check that the heads of two checkpoints have as many rows, those that no token has included.
+
+    Raises:
+        TokenizerMismatchError: They have not: the models pad their vocabulary differently.
+    """
+    rows = [
+        json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size")
+        for folder in (student, teacher)
+    ]
+    if None not in rows and rows[0] != rows[1]:
+        raise TokenizerMismatchError(
+            f"the student's head has `{rows[0]}` rows and the teacher's `{rows[1]}`: one tokenizer, padded differently",
+            hint='set `prepare.student.tokenizer = "own"`, which matches tokens by their text, or pad one to the other',
         )
 
 

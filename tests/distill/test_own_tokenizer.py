@@ -287,6 +287,21 @@ def test_a_student_of_the_same_tokenizer_keeps_the_plain_path(
     assert all(example.teacher_prompt_ids is None for example in read_examples(folder / "train.jsonl"))
 
 
+def test_heads_that_are_padded_differently_are_refused_or_matched_by_text(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = load_model(tiny_checkpoint, dtype=torch.float32)
+    model.resize_token_embeddings(model.config.vocab_size + 8)
+    save_checkpoint(model, load_tokenizer(tiny_checkpoint), tmp_path / "padded")
+    plain = {"kind": "model", "source": str(tmp_path / "padded")}
+    with pytest.raises(TokenizerMismatchError, match="has `276` rows and the teacher's `268`"):
+        prepared(tiny_checkpoint, tmp_path / "padded", tmp_path / "refused", student=plain)
+    source, results = prepared(tiny_checkpoint, tmp_path / "padded", tmp_path / "own")
+    assert results["match"]["aligned_share"] == 1
+    rows = trained(source, tmp_path / "out", {"kind": "ammd", "lr": 1e-6}, warm={"steps": 1, "lr": 1e-6})
+    assert all(row["compared_off"] == 1 for row in rows)
+
+
 def test_a_student_without_a_chat_template_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     tokenizer = load_tokenizer(checkpoints["llama-bpe"])
     tokenizer.chat_template = None
