@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .external_weights import read_array, rows_in_pieces
 from .standard_graph import Contents, find_lookup, initializers, set_initializers, set_nodes, weight_products
@@ -64,7 +64,8 @@ def quantize_int8(graph: GraphProto, *, float_products: Collection[str] = ()) ->
     weights = initializers(graph)
     stored = {name: _quantize(weights[name], summed_axis=0) for name in products.values()}
     if lookup.input[0] not in stored:
-        stored[lookup.input[0]] = _quantize(weights[lookup.input[0]], summed_axis=1)
+        summed = 1 - _lookup_axis(lookup)  # an encoder's lookup may read columns of its decoder's head
+        stored[lookup.input[0]] = _quantize(weights[lookup.input[0]], summed_axis=summed)
     nodes: list[NodeProto] = []
     rounded: set[str] = set()
     for node in graph.node:
@@ -96,9 +97,16 @@ def quantize_lookup(graph: GraphProto) -> Contents:
     return _put(graph, {table: stored})
 
 
-def wide_products(path: Path) -> frozenset[str]:
-    """Return the names of the products whose input 8 bits cannot hold, measured on a float32 graph."""
-    import numpy as np
+def wide_products(
+    path: Path, feed: Mapping[str, NDArray[Any]] | None = None, *, widest_step: float = _WIDEST_STEP
+) -> frozenset[str]:
+    """Return the names of the products whose input 8 bits cannot hold, measured on a float32 graph.
+
+    Args:
+        path: Of the graph.
+        feed: Its inputs; absent, tokens from all over the vocabulary, with nothing before them.
+        widest_step: The widest that is borne, in median magnitudes of the input.
+    """
     import onnx
     import onnxruntime
 
@@ -113,18 +121,31 @@ def wide_products(path: Path) -> frozenset[str]:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of all matrices
     session = onnxruntime.InferenceSession(probe, options, providers=["CPUExecutionProvider"])
-    tokens = np.arange(_READ_TOKENS, dtype=np.int64)[None]
-    feed = {
-        "input_ids": tokens * (session.get_outputs()[0].shape[2] // _READ_TOKENS),
-        "attention_mask": np.ones_like(tokens),
-        "position_ids": tokens,
+    read = dict(zip(sources, session.run(sources, feed or _sequence(session)), strict=True))
+    probe.unlink()
+    return frozenset(name for name, source in inputs.items() if _step(read[source]) > widest_step)
+
+
+def spread_tokens(vocabulary: int) -> NDArray[np.int64]:
+    """Return some tokens from all over a vocabulary. [1, T]."""
+    import numpy as np
+
+    return np.arange(_READ_TOKENS, dtype=np.int64)[None] * (vocabulary // _READ_TOKENS)
+
+
+def _sequence(session: Any) -> dict[str, NDArray[Any]]:
+    import numpy as np
+
+    places = np.arange(_READ_TOKENS, dtype=np.int64)[None]
+    feed: dict[str, NDArray[Any]] = {
+        "input_ids": spread_tokens(session.get_outputs()[0].shape[2]),
+        "attention_mask": np.ones_like(places),
+        "position_ids": places,
     }
     for value in session.get_inputs():
         if value.name.startswith("past_key_values."):
             feed[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
-    read = dict(zip(sources, session.run(sources, feed), strict=True))
-    probe.unlink()
-    return frozenset(name for name, source in inputs.items() if _step(read[source]) > _WIDEST_STEP)
+    return feed
 
 
 def _step(values: NDArray[np.float32]) -> float:
@@ -214,7 +235,7 @@ def _lookup(node: NodeProto, stored: _Stored) -> list[NodeProto]:
     from onnx import TensorProto, helper
 
     name, tokens = node.name, node.input[1]
-    axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 0)
+    axis = _lookup_axis(node)
     return [
         helper.make_node("Gather", [stored.values.name, tokens], [f"{name}/int8"], name=name, axis=axis),
         helper.make_node(
@@ -225,3 +246,7 @@ def _lookup(node: NodeProto, stored: _Stored) -> list[NodeProto]:
         ),
         helper.make_node("Mul", [f"{name}/float32", f"{name}/scale"], list(node.output), name=f"{name}/Mul"),
     ]
+
+
+def _lookup_axis(node: NodeProto) -> int:
+    return next((int(entry.i) for entry in node.attribute if entry.name == "axis"), 0)

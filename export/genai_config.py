@@ -62,13 +62,25 @@ def end_token_ids(checkpoint: Path) -> tuple[int, ...]:
     from transformers import PreTrainedTokenizerFast
 
     # Not AutoTokenizer: it looks the class up by the name that another version of transformers wrote.
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint, local_files_only=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(
+        checkpoint, local_files_only=True, **_older_options(checkpoint)
+    )
     found = [_turn_end(tokenizer), tokenizer.eos_token_id]
     for name in ("generation_config.json", "config.json"):
         path = checkpoint / name
         named = read_json(path).get("eos_token_id") if path.is_file() else None
         found += named if isinstance(named, list) else [named]
     return tuple(dict.fromkeys(int(token_id) for token_id in found if token_id is not None))
+
+
+def _older_options(checkpoint: Path) -> dict[str, Any]:
+    """Return as transformers 4 spells it what transformers 5 writes as a list (T5's sentinels); nothing else."""
+    import transformers
+
+    extra = read_json(checkpoint / "tokenizer_config.json").get("extra_special_tokens")
+    if transformers.__version__.startswith("4.") and isinstance(extra, list):
+        return {"extra_special_tokens": {}, "additional_special_tokens": extra}
+    return {}
 
 
 def _turn_end(tokenizer: Any) -> int | None:

@@ -42,7 +42,7 @@ from .weightless_trace import ReadMatrix, WeightlessTrace
 
 if TYPE_CHECKING:
     import torch
-    from onnx import GraphProto, ModelProto
+    from onnx import GraphProto, ModelProto, NodeProto
 
 _TASK = "text-generation-with-past"
 
@@ -118,8 +118,6 @@ def name_weights(graph: GraphProto, matrices: Collection[str]) -> Mapping[str, s
 
 def tie_head(graph: GraphProto, matrices: Mapping[str, ReadMatrix]) -> None:
     """Let the lookup read the head's matrix, if that is the embedding transposed."""
-    from onnx import helper
-
     lookup = find_lookup(graph)
     embedding = matrices.get(lookup.input[0])
     head = next(
@@ -130,8 +128,14 @@ def tie_head(graph: GraphProto, matrices: Mapping[str, ReadMatrix]) -> None:
         ),
         None,
     )
-    if head is None:
-        return
+    if head is not None:
+        read_columns(graph, lookup, head)
+
+
+def read_columns(graph: GraphProto, lookup: NodeProto, head: str) -> None:
+    """Let the lookup read columns of the matrix `head` in the place of rows of its own, which is no longer stored."""
+    from onnx import helper
+
     columns = f"{lookup.name}/columns"
     turn = helper.make_node(
         "Transpose", [columns], list(lookup.output), name=f"{lookup.name}/Transpose", perm=[1, 2, 0]

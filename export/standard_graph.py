@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ammd.errors import ExportError
 
-from .external_weights import hold, read_pieces, state_place
+from .external_weights import hold, is_outside, read_pieces, state_place
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -22,11 +22,18 @@ Contents = Mapping[str, Callable[[], Iterable[bytes | memoryview]]]
 
 
 def save_graph(model: ModelProto, folder: Path, contents: Contents | None = None) -> None:
-    """Write the graph, and its weights one after another under a name relative to it, a piece in memory at a time.
+    """Write a model of one graph; see `save_graphs`."""
+    save_graphs({GRAPH: model}, folder, contents)
+
+
+def save_graphs(models: Mapping[str, ModelProto], folder: Path, contents: Contents | None = None) -> None:
+    """Write graphs, and their weights one after another into one file beside them, a piece in memory at a time.
+
+    A tensor that several graphs hold under one name is written once; a trace also gives a name to different ones.
 
     Args:
-        model: Its tensors are changed to say where they are then. Weights outside of it that `contents` does not
-            give are looked for in the current folder.
+        models: By file name. Their tensors are changed to say where they are then. Weights outside of them that
+            `contents` does not give are looked for in the current folder.
         folder: It is created.
         contents: By name, what gives the bytes of a tensor that are nowhere yet.
     """
@@ -34,16 +41,32 @@ def save_graph(model: ModelProto, folder: Path, contents: Contents | None = None
 
     folder.mkdir(parents=True, exist_ok=True)
     contents = contents or {}
+    places: dict[tuple[str, bytes], tuple[int, int]] = {}
     with (folder / WEIGHTS).open("wb") as target:
-        for tensor in model.graph.initializer:
-            pieces = contents[tensor.name]() if tensor.name in contents else read_pieces(tensor)
+        for tensor in (tensor for model in models.values() for tensor in model.graph.initializer):
             if _bytes(tensor) < SMALLEST_OUTSIDE_BYTES:
-                hold(tensor, b"".join(pieces))
+                hold(tensor, b"".join(_pieces(tensor, contents)))
                 continue
-            offset = target.tell()
-            target.writelines(pieces)
-            state_place(tensor, file=WEIGHTS, offset=offset, length=target.tell() - offset)
-    onnx.save(model, folder / GRAPH)
+            key = tensor.name, b"" if tensor.name in contents else _content(tensor)
+            if key not in places:
+                offset = target.tell()
+                target.writelines(_pieces(tensor, contents))
+                places[key] = offset, target.tell() - offset
+            offset, length = places[key]
+            state_place(tensor, file=WEIGHTS, offset=offset, length=length)
+    for name, model in models.items():
+        onnx.save(model, folder / name)
+
+
+def _content(tensor: TensorProto) -> bytes:
+    """Return what tells tensors of a name apart: their bytes, or where those lie."""
+    if is_outside(tensor):
+        return repr([(entry.key, entry.value) for entry in tensor.external_data]).encode()
+    return bytes(tensor.raw_data)
+
+
+def _pieces(tensor: TensorProto, contents: Contents) -> Iterable[bytes | memoryview]:
+    return contents[tensor.name]() if tensor.name in contents else read_pieces(tensor)
 
 
 def _bytes(tensor: TensorProto) -> int:
@@ -78,7 +101,12 @@ def find_lookup(graph: GraphProto) -> NodeProto:
         ExportError: There is none.
     """
     stored = initializers(graph)
-    lookups = [node for node in graph.node if node.op_type == "Gather" and node.input[1] == "input_ids"]
+    reshaped = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Reshape"}
+    lookups = [
+        node
+        for node in graph.node
+        if node.op_type == "Gather" and reshaped.get(node.input[1], node.input[1]) == "input_ids"
+    ]
     found: NodeProto | None = next((node for node in lookups if node.input[0] in stored), None)
     if found is None:
         raise ExportError(

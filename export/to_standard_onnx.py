@@ -24,6 +24,7 @@ from .checkpoint_facts import read_json
 from .genai_config import end_token_ids
 from .onnx_metadata import state_metadata
 from .optimum_exporter import missing_exporter
+from .seq2seq_exporter import GRAPHS
 from .settings import OnnxSettings
 from .standard_graph import GRAPH, WEIGHTS
 
@@ -57,10 +58,12 @@ def write_standard_onnx(checkpoint: Path, folder: Path, *, metadata: Mapping[str
             f"`{checkpoint}` names no end token, its ONNX model would never stop",
             hint="set eos_token_id in generation_config.json",
         )
+    child = "seq2seq_exporter" if has_encoder(checkpoint) else "standard_exporter"
     with _scratch_beside(folder) as scratch:
         arguments = [str(checkpoint), str(scratch), str(folder)]
-        _run("standard_exporter", arguments, folder, task=f"export `{checkpoint}` to standard ONNX")
-    state_metadata(folder / GRAPH, metadata or {})
+        _run(child, arguments, folder, task=f"export `{checkpoint}` to standard ONNX")
+    for graph in graphs_of(checkpoint):
+        state_metadata(folder / graph, metadata or {})
     for name in _COPIED:
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, folder / name)
@@ -87,12 +90,16 @@ def quantize_standard_onnx(
     Raises:
         ExportError: The weights do not fit the precision.
     """
+    child, options = "standard_quantizer", [precision, settings.model_dump_json()]
+    if has_encoder(source):
+        child, options = "seq2seq_quantizer", []
     with _scratch_beside(folder) as scratch:
-        for name in (GRAPH, WEIGHTS):
+        for name in (*graphs_of(source), WEIGHTS, "config.json"):
             link_or_copy(str(source / name), str(scratch / name))
-        arguments = [str(scratch), str(folder), precision, settings.model_dump_json()]
-        _run("standard_quantizer", arguments, folder, task=f"quantize `{source.name}` to {precision}")
-    state_metadata(folder / GRAPH, metadata or {})
+        arguments = [str(scratch), str(folder), *options]
+        _run(child, arguments, folder, task=f"quantize `{source.name}` to {precision}")
+    for graph in graphs_of(source):
+        state_metadata(folder / graph, metadata or {})
     for name in (*_COPIED, _GENERATION):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
@@ -124,11 +131,20 @@ def _scratch_beside(folder: Path) -> Iterator[Path]:
         yield Path(scratch)
 
 
+def has_encoder(folder: Path) -> bool:
+    """Tell whether a checkpoint or an ONNX folder is an encoder-decoder."""
+    return bool(read_json(folder / "config.json").get("is_encoder_decoder"))
+
+
+def graphs_of(folder: Path) -> tuple[str, ...]:
+    """Return the names of the graphs that a checkpoint or an ONNX folder becomes or consists of."""
+    return GRAPHS if has_encoder(folder) else (GRAPH,)
+
+
 def _run(child: str, arguments: Sequence[str], folder: Path, *, task: str) -> None:
     run_module(f"ammd.export.{child}", arguments, task=task)
-    for name in (GRAPH, WEIGHTS):
-        if not (folder / name).is_file():
-            raise ExportError(f"the ONNX exporter wrote no `{name}`", path=str(folder))
+    if not (folder / WEIGHTS).is_file():
+        raise ExportError(f"the ONNX exporter wrote no `{WEIGHTS}`", path=str(folder))
 
 
 def _write_generation_config(checkpoint: Path, folder: Path, *, ends: tuple[int, ...]) -> None:

@@ -58,12 +58,13 @@ class WeightlessTrace:
             setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(value, requires_grad=False))
         model.tie_weights()
 
-    def export(self, config: Any, path: Path) -> None:
+    def export(self, config: Any, path: Path, *, part: Any = None) -> None:
         """Write the graph, in which one number stands for each of `matrices`.
 
         Args:
-            config: optimum's, for this model.
+            config: optimum's, for this model or part.
             path: The file to write.
+            part: A module of the model; absent, all of it.
 
         Raises:
             ExportError: The tracer computes with a matrix.
@@ -71,6 +72,7 @@ class WeightlessTrace:
         import torch
         from optimum.exporters.onnx import export
 
+        self.matrices = {}
         tracer = importlib.import_module(torch.onnx.utils._export.__module__)
         infer_shapes = getattr(torch._C, _INFERENCE)
         with (
@@ -79,7 +81,7 @@ class WeightlessTrace:
         ):
             # What optimum calls a fix runs the graph; it mends what no causal model has.
             export(
-                model=self._model,
+                model=self._model if part is None else part,
                 config=config,
                 output=path,
                 opset=config.DEFAULT_ONNX_OPSET,
