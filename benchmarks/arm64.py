@@ -4,7 +4,8 @@ llama.cpp's static libraries for arm64 run under qemu's user emulation, which co
 instructions would: a check of correctness, never of speed. Compared are token ids; on teacher-forced text KL(here ||
 there) and the likeliest token; and greedy text made here, fed to the other: a position whose likeliest token differs is
 where greedy text would part. As in a verify stage, that is explained, a near-tie, if this machine prefers its token by
-no more than the largest logit difference between both.
+no more than the largest logit difference between both. An encoder-decoder reads each prompt as its source; the text is the
+target behind the first of them.
 
 Each file and build is a cell of WORK_DIR, so that a call goes on where the one before it ended, and `--seconds` ends
 one early. The last one writes `benchmarks/results/arm64.json`.
@@ -30,7 +31,7 @@ from ammd.artifact import hash_file
 from ammd.llama_source import source_tree
 from ammd.runtime.bench_child import PARAGRAPH
 from ammd.runtime.divergence import row_divergences
-from ammd.runtime.engine import Engine, open_engine
+from ammd.runtime.engine import START_TOKEN, Engine, open_engine
 from ammd.runtime.limits import KL_LIMITS
 from ammd.runtime.llama_tools import COMPILER, Arm64, arm64_folder, run_command
 from ammd.runtime.verify import artifact_name
@@ -49,8 +50,21 @@ _CONTEXT_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """Token ids, and from which of them on logits are compared; in an encoder-decoder these end the source."""
+
+    ids: tuple[int, ...]
+    start: int
+
+    @property
+    def line(self) -> str:
+        """The text as `arm64_logits` reads it."""
+        return f"I {self.start} " + " ".join(map(str, self.ids))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Computed:
-    """Token ids and the logits after each of them, if asked for."""
+    """Token ids, and the logits that were asked for."""
 
     ids: tuple[int, ...]
     logits: np.ndarray  # float32 [T, V], or [0, V]
@@ -115,70 +129,76 @@ def read_there(program: Path, model: Path, lines: Sequence[str], *, vocab_size: 
     return found
 
 
-def read_here(engine: Engine, ids: Sequence[int]) -> Computed:
-    """Return what this machine computes for the same ids."""
-    return Computed(ids=tuple(ids), logits=np.concatenate([chunk.copy() for chunk in engine.logits(ids)]))
+def read_here(engine: Engine, text: Text) -> Computed:
+    """Return what this machine computes for the same text."""
+    rows = [chunk.copy() for chunk in engine.logits(text.ids, start=text.start)]
+    return Computed(ids=text.ids, logits=np.concatenate(rows))
 
 
-def write_greedily(engine: Engine, prompt: str, *, tokens: int) -> list[int]:
+def write_greedily(engine: Engine, prompt: str, *, tokens: int) -> Text:
     """Return a prompt's ids and `tokens` more, each the likeliest."""
-    ids = engine.tokenize(prompt)
+    ids = engine.tokenize(prompt, add_special=START_TOKEN in engine.settings)
+    start = len(ids) - 1
     logits = engine.prefill(ids)
     for _ in range(tokens):
         ids.append(int(logits.argmax()))
         logits = engine.decode(ids[-1])
-    return ids
+    return Text(ids=tuple(ids), start=start)
+
+
+def forced_text(engine: Engine, *, tokens: int) -> Text:
+    """Return plain prose, `tokens` long; an encoder-decoder reads it as the target of the first prompt."""
+    ids = engine.tokenize(PARAGRAPH * (1 + tokens // 64))[:tokens]
+    if START_TOKEN not in engine.settings:
+        return Text(ids=tuple(ids), start=0)
+    source = engine.tokenize(GREEDY_PROMPTS[0], add_special=True)
+    return Text(ids=(*source, *ids[:-1]), start=len(source) - 1)
 
 
 def compare(
     engine: Engine, model: Path, program: Path, *, isa: str, tokens: int, greedy_tokens: int
 ) -> Parity:
     """Compare a file here with the same file there."""
-    text_ids = engine.tokenize(PARAGRAPH * (1 + tokens // 64))[:tokens]
+    forced = forced_text(engine, tokens=tokens)
     greedy = [
         write_greedily(engine, prompt, tokens=greedy_tokens) for prompt in GREEDY_PROMPTS if greedy_tokens
     ]
-    lines = [f"T {probe}" for probe in PROBES]
-    lines += ["I " + " ".join(map(str, ids)) for ids in (text_ids, *greedy)]
+    lines = [*(f"T {probe}" for probe in PROBES), *(one.line for one in (forced, *greedy))]
     there = read_there(program, model, lines, vocab_size=engine.vocab_size)
     probes, (text, *texts) = there[: len(PROBES)], there[len(PROBES) :]
-    here = read_here(engine, text_ids)
+    here = read_here(engine, forced)
     divergences = row_divergences(here.logits.copy(), text.logits.copy())
     differences = here.logits - text.logits
     error = float(np.abs(differences).max())
-    starts = [len(engine.tokenize(prompt)) - 1 for prompt in GREEDY_PROMPTS]
     found = [
-        _partings(read_here(engine, ids), other, prompt=index, start=starts[index], error=error)[:1]
-        for index, (ids, other) in enumerate(zip(greedy, texts, strict=True))
+        _partings(read_here(engine, one), other, prompt=index, error=error)[:1]
+        for index, (one, other) in enumerate(zip(greedy, texts, strict=True))
     ]
     return Parity(
         isa=isa,
         same_token_ids=all(
             probe.ids == tuple(engine.tokenize(text)) for probe, text in zip(probes, PROBES, strict=True)
         ),
-        positions=len(text_ids),
+        positions=len(here.logits),
         kl_nats=float(divergences.mean()),
         max_kl_nats=float(divergences.max()),
         top1_agreement=float((here.logits.argmax(-1) == text.logits.argmax(-1)).mean()),
         rms_logit_error=float(np.sqrt(np.square(differences, dtype=np.float64).mean())),
         max_logit_error=error,
-        apart=_partings(here, text, prompt=0, start=0, error=error),
+        apart=_partings(here, text, prompt=0, error=error),
         greedy_texts=len(greedy),
         greedy_tokens=greedy_tokens,
         partings=tuple(parting for one in found for parting in one),
     )
 
 
-def _partings(
-    here: Computed, there: Computed, *, prompt: int, start: int, error: float
-) -> tuple[Parting, ...]:
-    """Return the positions from `start` on with another likeliest token."""
+def _partings(here: Computed, there: Computed, *, prompt: int, error: float) -> tuple[Parting, ...]:
+    """Return the positions with another likeliest token."""
     own, other = here.logits.argmax(-1), there.logits.argmax(-1)
-    rows = [row for row in range(start, len(own)) if own[row] != other[row]]
+    rows = [row for row in range(len(own)) if own[row] != other[row]]
     gaps = {row: float(here.logits[row, own[row]] - here.logits[row, other[row]]) for row in rows}
     return tuple(
-        Parting(prompt=prompt, step=row - start, logit_gap=gaps[row], is_near_tie=gaps[row] <= error)
-        for row in rows
+        Parting(prompt=prompt, step=row, logit_gap=gaps[row], is_near_tie=gaps[row] <= error) for row in rows
     )
 
 

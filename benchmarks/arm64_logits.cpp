@@ -2,8 +2,10 @@
 //
 //   arm64_logits MODEL THREADS IN OUT
 //
-// IN has a line for each sequence: `T` and a text to tokenize, or `I` and token ids to run. OUT has for each the number
-// of its ids and of its rows of logits (0 of a text), the ids, and float32 logits after each of them.
+// IN has a line for each sequence: `T` and a text to tokenize, or `I`, a place and token ids to run. OUT has for each the
+// number of its ids and of its rows of logits (0 of a text), the ids, and float32 logits after the token at that place and
+// each later one. Of an encoder-decoder the ids up to that place are the source, and the first row is that of the start
+// token.
 
 #include "llama.h"
 
@@ -21,11 +23,12 @@ namespace {
     std::exit(1);
 }
 
-std::vector<llama_token> read_ids(const llama_vocab * vocab, const std::string & line) {
+std::vector<llama_token> read_ids(const llama_vocab * vocab, const std::string & line, size_t & start) {
     const std::string rest = line.size() > 2 ? line.substr(2) : "";
     std::vector<llama_token> ids;
     if (line[0] == 'I') {
         std::istringstream words(rest);
+        words >> start;
         for (llama_token id; words >> id;) {
             ids.push_back(id);
         }
@@ -38,6 +41,18 @@ std::vector<llama_token> read_ids(const llama_vocab * vocab, const std::string &
     }
     ids.resize(count);
     return ids;
+}
+
+// Fill a batch with ids, and ask for the logits of all.
+void fill(llama_batch & batch, const std::vector<llama_token> & ids) {
+    batch.n_tokens = ids.size();
+    for (size_t i = 0; i < ids.size(); i++) {
+        batch.token[i] = ids[i];
+        batch.pos[i] = i;
+        batch.n_seq_id[i] = 1;
+        batch.seq_id[i][0] = 0;
+        batch.logits[i] = true;
+    }
 }
 
 }  // namespace
@@ -68,12 +83,13 @@ int main(int argc, char ** argv) {
     std::ofstream out(argv[4], std::ios::binary);
     llama_batch batch = llama_batch_init(512, 0, 1);
     for (std::string line; std::getline(in, line);) {
-        const std::vector<llama_token> ids = read_ids(vocab, line);
+        size_t start = 0;
+        const std::vector<llama_token> ids = read_ids(vocab, line, start);
         const int32_t count = ids.size();
-        if (count < 1 || count > 512) {
-            fail("a sequence has 1 to 512 tokens");
+        if (count < 1 || count > 512 || start >= ids.size()) {
+            fail("a sequence has 1 to 512 tokens, and its place is one of them");
         }
-        const int32_t rows = line[0] == 'I' ? count : 0;
+        const int32_t rows = line[0] == 'I' ? count - start : 0;
         out.write(reinterpret_cast<const char *>(&count), sizeof count);
         out.write(reinterpret_cast<const char *>(&rows), sizeof rows);
         out.write(reinterpret_cast<const char *>(ids.data()), count * sizeof(llama_token));
@@ -81,18 +97,21 @@ int main(int argc, char ** argv) {
             continue;
         }
         llama_memory_clear(llama_get_memory(context), true);
-        batch.n_tokens = count;
-        for (int32_t i = 0; i < count; i++) {
-            batch.token[i] = ids[i];
-            batch.pos[i] = i;
-            batch.n_seq_id[i] = 1;
-            batch.seq_id[i][0] = 0;
-            batch.logits[i] = true;
+        std::vector<llama_token> decoded = ids;
+        if (llama_model_has_encoder(model)) {
+            decoded.assign(ids.begin() + start + 1, ids.end());
+            decoded.insert(decoded.begin(), llama_model_decoder_start_token(model));
+            fill(batch, {ids.begin(), ids.begin() + start + 1});
+            if (llama_encode(context, batch) != 0) {
+                fail("cannot encode");
+            }
+            start = 0;
         }
+        fill(batch, decoded);
         if (llama_decode(context, batch) != 0) {
             fail("cannot decode");
         }
-        for (int32_t i = 0; i < count; i++) {
+        for (size_t i = start; i < decoded.size(); i++) {
             out.write(reinterpret_cast<const char *>(llama_get_logits_ith(context, i)), width * sizeof(float));
         }
     }

@@ -104,6 +104,33 @@ def test_a_file_is_the_same_model_there(
     assert [parting for parting in (*found.apart, *found.partings) if not parting.is_near_tie] == []
 
 
+@pytest.fixture(scope="module")
+def t5_files(unigram_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A random encoder-decoder, by scheme."""
+    from ammd.export.quantize_gguf import quantize_gguf
+    from ammd.export.to_gguf import write_gguf
+
+    folder = tmp_path_factory.mktemp("t5")
+    files = {f"gguf-{kind}": folder / f"student-{kind}.gguf" for kind in ("f16", "q8_0")}
+    write_gguf(unigram_t5, files["gguf-f16"], name="tiny")
+    quantize_gguf(files["gguf-f16"], files["gguf-q8_0"], type_name="Q8_0")
+    return files
+
+
+@BUILDS
+@pytest.mark.parametrize("scheme", ["gguf-f16", "gguf-q8_0"])
+def test_an_encoder_decoder_is_the_same_model_there(
+    arm64: ModuleType, readers: dict[Arm64, Path], t5_files: dict[str, Path], scheme: str, build: Arm64
+) -> None:
+    with open_engine(t5_files[scheme], threads=1, context_tokens=256) as engine:
+        sizes = {"tokens": 128, "greedy_tokens": 16}
+        found = arm64.compare(engine, t5_files[scheme], readers[build], isa=build.value, **sizes)
+    assert found.same_token_ids
+    assert found.positions == 128
+    assert found.kl_nats < KL_LIMITS[scheme]
+    assert [parting for parting in (*found.apart, *found.partings) if not parting.is_near_tie] == []
+
+
 @BUILDS
 def test_a_real_model_is_the_same_there(
     arm64: ModuleType, readers: dict[Arm64, Path], packaged_gguf: Path, build: Arm64
@@ -115,6 +142,25 @@ def test_a_real_model_is_the_same_there(
     assert found.same_token_ids
     assert found.kl_nats < KL_LIMITS["gguf-q8_0"]  # the same weights: what differs is how they are multiplied
     assert [parting for parting in found.apart if not parting.is_near_tie] == []
+
+
+@BUILDS
+def test_flan_t5_small_is_the_same_there(
+    arm64: ModuleType,
+    readers: dict[Arm64, Path],
+    flan_t5_small: Path,
+    tmp_path: Path,
+    build: Arm64,
+) -> None:
+    from ammd.export.to_gguf import write_gguf
+
+    path = tmp_path / "student-f16.gguf"
+    write_gguf(flan_t5_small, path, name="flan-t5-small")
+    with open_engine(path, threads=1, context_tokens=64) as engine:
+        found = arm64.compare(engine, path, readers[build], isa=build.value, tokens=12, greedy_tokens=8)
+    assert found.same_token_ids
+    assert found.kl_nats < KL_LIMITS["gguf-f16"]
+    assert [parting for parting in (*found.apart, *found.partings) if not parting.is_near_tie] == []
 
 
 def test_another_model_is_not_the_same(
