@@ -4,8 +4,8 @@ llama.cpp's static libraries for arm64 run under qemu's user emulation, which co
 instructions would: a check of correctness, never of speed. Compared are token ids; on teacher-forced text KL(here ||
 there) and the likeliest token; and greedy text made here, fed to the other: a position whose likeliest token differs is
 where greedy text would part. As in a verify stage, that is explained, a near-tie, if this machine prefers its token by
-no more than the largest logit difference between both. An encoder-decoder reads each prompt as its source; the text is the
-target behind the first of them.
+no more than the largest logit difference between both. An encoder-decoder reads each prompt as its source; the text is
+the target behind the first of them.
 
 Each file and build is a cell of WORK_DIR, so that a call goes on where the one before it ended, and `--seconds` ends
 one early. The last one writes `benchmarks/results/arm64.json`.

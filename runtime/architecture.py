@@ -69,14 +69,13 @@ def read_architecture(path: Path) -> Architecture:
 
 
 def has_encoder(path: Path) -> bool:
-    """Tell whether an exported file is an encoder-decoder's.
-
-    Raises:
-        ArtifactError: There is no such file, or it is damaged.
-    """
-    if detect_kind(path) is EngineKind.LLAMA_CPP:
+    """Tell whether an exported file is an encoder-decoder's; one that is not understood is told by its engine."""
+    if detect_kind(path) is not EngineKind.LLAMA_CPP:
+        return onnx_folder.has_encoder(path)
+    try:
         return any(str(tensor.name).startswith(_ENCODER) for tensor in open_gguf(path).tensors)
-    return onnx_folder.has_encoder(path)
+    except ArtifactError:
+        return False
 
 
 def _of_gguf(path: Path) -> Architecture:

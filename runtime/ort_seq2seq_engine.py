@@ -60,7 +60,13 @@ class OrtSeq2SeqEngine:
             name: open_session(self._library, path / name, threads=threads)
             for name in (ENCODER, DECODER, NEXT)
         }
-        _check_inputs(self._sessions, path)
+        self._inputs = {
+            name: [one.name for one in session.get_inputs()] for name, session in self._sessions.items()
+        }
+        self._outputs = {
+            name: [one.name for one in session.get_outputs()] for name, session in self._sessions.items()
+        }
+        _check_inputs(self._inputs, path)
         self._start_token = folder.start_token_id
         self._fed: dict[str, Any] = {}  # of the third graph
         self._left = 0  # tokens that the context has room for
@@ -158,10 +164,9 @@ class OrtSeq2SeqEngine:
         check_room(source, context_tokens=self.context_tokens)
         self._check_tokens([*source, *target])
         mask = self._wrap(np.ones((1, len(source)), np.int64))
-        (states,) = self._run(ENCODER, ["last_hidden_state"], {_IDS: self._ids(source), _MASK: mask})
+        (states,) = self._run(ENCODER, {_IDS: self._ids(source), _MASK: mask}).values()
         fed = {_IDS: self._ids([self._start_token, *target]), _STATES: states, _SOURCE_MASK: mask}
-        names = [entry.name for entry in self._sessions[DECODER].get_outputs()]
-        found = dict(zip(names, self._run(DECODER, names, fed), strict=True))
+        found = self._run(DECODER, fed)
         self._fed = {_SOURCE_MASK: mask, _STATES: states} | _as_past(found)
         self._left = self.context_tokens - len(source) - len(target)
         return self._rows(found[_LOGITS])
@@ -169,20 +174,21 @@ class OrtSeq2SeqEngine:
     def _extend(self, token_id: int) -> Logits:
         """Add a token to the target and return float32 [1, V]."""
         self._check_tokens([token_id])
-        names = [entry.name for entry in self._sessions[NEXT].get_outputs()]
         self._fed[_IDS] = self._ids([token_id])
-        found = dict(zip(names, self._run(NEXT, names, self._fed), strict=True))
+        found = self._run(NEXT, self._fed)
         self._fed |= _as_past(found)
         return self._rows(found[_LOGITS])
 
-    def _run(self, graph: str, names: Sequence[str], fed: Mapping[str, Any]) -> list[Any]:
-        session = self._sessions[graph]
-        inputs = {entry.name: fed[entry.name] for entry in session.get_inputs()}
+    def _run(self, graph: str, fed: Mapping[str, Any]) -> dict[str, Any]:
+        """Run a graph on what it takes of `fed`, and return all that it gives."""
+        names = self._outputs[graph]
         try:
-            found: list[Any] = session.run_with_ort_values(names, inputs)
+            found = self._sessions[graph].run_with_ort_values(
+                names, {name: fed[name] for name in self._inputs[graph]}
+            )
         except self._failures as exc:
             raise EngineError(f"onnxruntime failed: {one_line(exc)}") from exc
-        return found
+        return dict(zip(names, found, strict=True))
 
     def _check_tokens(self, token_ids: Sequence[int]) -> None:
         """Refuse what no row stands for: the lookup of a quantized table does not, and reads what lies elsewhere."""
@@ -217,7 +223,7 @@ def _as_past(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_inputs(sessions: Mapping[str, Any], path: Path) -> None:
+def _check_inputs(inputs: Mapping[str, Sequence[str]], path: Path) -> None:
     """Refuse graphs with inputs that nothing is known of.
 
     Raises:
@@ -229,9 +235,8 @@ def _check_inputs(sessions: Mapping[str, Any], path: Path) -> None:
         NEXT: {_IDS, _SOURCE_MASK, _STATES},
     }
     for graph, names in known.items():
-        inputs = {entry.name for entry in sessions[graph].get_inputs()}
-        past = {name for name in inputs if graph == NEXT and _PAST.fullmatch(name)}
-        if unknown := sorted(inputs - names - past):
+        past = {name for name in inputs[graph] if graph == NEXT and _PAST.fullmatch(name)}
+        if unknown := sorted(set(inputs[graph]) - names - past):
             raise EngineError(
                 f"`{path / graph}` has inputs that are not known here: {', '.join(unknown)}",
                 path=str(path / graph),

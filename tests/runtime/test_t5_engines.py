@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +15,18 @@ import torch
 from ammd.encoder_decoder import load_language_model
 from ammd.errors import EngineError
 from ammd.export.to_gguf import write_gguf
+from ammd.runtime import parity, reference
 from ammd.runtime.architecture import read_architecture
+from ammd.runtime.artifact_ref import ArtifactRef
 from ammd.runtime.chat import chat
+from ammd.runtime.device_bench import check_files
 from ammd.runtime.engine import START_TOKEN, Engine, open_engine
 from ammd.runtime.generate import Ends
+from ammd.runtime.limits import KL_LIMITS
 from ammd.runtime.llama_options import LlamaOptions
 from ammd.runtime.sampling import Sampling
 from ammd.runtime.torch_batch import nats_of, response_states
+from ammd.runtime.traffic import traffic_of
 
 CONTEXT = 96
 QUESTION = "Question: what is the name of the colour in the hat?"
@@ -172,3 +179,56 @@ def test_a_token_reads_the_decoder_alone(
     assert of_checkpoint.kv_values_per_token == 2 * 2 * 6 * 16
     larger = build_unigram_t5(tmp_path / "larger", encoder_layers=5)
     assert read_architecture(larger) == of_checkpoint
+
+
+@pytest.fixture(scope="module")
+def proof(
+    files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Path], dict[str, Any]]:
+    """Return what the proofs find about a file of the checkpoint."""
+    folder = tmp_path_factory.mktemp("reference")
+    heldout = folder / "prompts.jsonl"
+    heldout.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in (QUESTION, OTHER)))
+    request = {
+        "checkpoint": str(files["torch"]),
+        "heldout": str(heldout),
+        "folder": str(folder),
+        "threads": 1,
+    }
+    reference.build({**request, "texts": 2, "greedy_prompts": 2, "greedy_tokens": 8})
+    asked = {"checkpoint": str(files["torch"]), "reference": str(folder), "threads": 1}
+    return lambda path: parity.measure({**asked, "path": str(path)})
+
+
+def test_a_file_is_proven_without_a_chat_template(
+    files: dict[str, Path], proof: Callable[[Path], dict[str, Any]]
+) -> None:
+    record = proof(files["llama.cpp"])
+    assert record["faults"] == []
+    assert record["kl_nats"] < KL_LIMITS["gguf-f32"]
+    assert (record["greedy_equal"], record[START_TOKEN], record["end_token_ids"]) == (2, 0, [1])
+    assert record["notes"] == [
+        "there is no chat template: the source is the question, the end token behind it",
+        "white space at the end of a text is dropped, which the checkpoint reads as a token",
+    ]
+
+
+def test_a_decoder_that_begins_otherwise_is_a_fault(
+    files: dict[str, Path], proof: Callable[[Path], dict[str, Any]], tmp_path: Path
+) -> None:
+    key, kind = b"t5.decoder_start_token_id", (4).to_bytes(4, "little")  # a uint32
+    found = files["llama.cpp"].read_bytes()
+    assert key + kind + bytes(4) in found
+    path = tmp_path / "student-f32.gguf"
+    path.write_bytes(found.replace(key + kind + bytes(4), key + kind + bytes([5, 0, 0, 0])))
+    assert proof(path)["faults"] == ["the decoder begins with token 5, the checkpoint's with 0"]
+
+
+def test_what_measures_decoders_alone_refuses_a_file(files: dict[str, Path]) -> None:
+    with pytest.raises(EngineError, match="is an encoder-decoder, and published rates of phones"):
+        traffic_of(files["llama.cpp"])
+    with pytest.raises(
+        EngineError, match="is an encoder-decoder, which `llama-bench` does not run"
+    ) as caught:
+        check_files([ArtifactRef(name="t5", path=files["llama.cpp"])])
+    assert "--engine llama.cpp" in caught.value.hint
