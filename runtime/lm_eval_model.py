@@ -3,7 +3,8 @@
 Requests become token ids as in the harness's own Hugging Face backend, so that the two agree request by request:
 context and continuation are tokenized together and divided where the context's own tokens end, blanks at the end of a
 context belong to the continuation, what does not fit is cut off on the left, and a text that begins with the BOS token
-gets no second one. Importing this module makes the model known to the harness, as `ammd`.
+gets no second one. An encoder-decoder's context is its source, end token included, and tokenized apart from what
+follows. Importing this module makes the model known to the harness, as `ammd`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ammd.machine import available_cores
 from ammd.progress import progress
 
 from .artifact_ref import EngineKind, choose_kind
-from .engine import Engine, open_engine
+from .engine import START_TOKEN, Engine, open_engine
 from .generate import Ends, generate
 from .likelihood import first_ids, score_continuations
 from .model_file import read_model_file
@@ -90,6 +91,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         self.max_gen_toks = max_gen_toks
         self._add_bos_token = add_bos_token
         self._engine = self._open(min(self.max_length, _FIRST_CONTEXT_TOKENS))
+        self.backend = "seq2seq" if START_TOKEN in self._engine.settings else "causal"
         self._prefix = first_ids(self._engine) if prefix_token_id is None else [prefix_token_id]
 
     @property
@@ -190,7 +192,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
             for (_, settings), seed in zip(asked, seeds, strict=True)
         ]
         prompts = [
-            self._prompt(context, room=self.max_length - ends.max_new_tokens)
+            self._prompt(context, answer_tokens=ends.max_new_tokens)
             for (context, _), (_, ends) in zip(asked, plans, strict=True)
         ]
         lengths = [
@@ -241,7 +243,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         return [found[place] for place in range(len(requests))]
 
     def _fit(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
-        """Return both with the context cut on the left: the last token is predicted and need not be read.
+        """Return both with the context cut on the left; the last token is predicted and need not be read.
 
         Raises:
             EngineError: There is no continuation, or it does not fit even alone.
@@ -252,18 +254,19 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
                 hint="`--model_args max_length=N` makes the context longer; an empty continuation has no tokens "
                 "of its own once it is tokenized with its context",
             )
-        room = self.max_length + 1 - len(continuation)
-        return (context or [self.prefix_token_id])[-room:], continuation
+        beside = 0 if self.backend == "seq2seq" else len(continuation) - 1
+        return (context or [self.prefix_token_id])[-(self.max_length - beside) :], continuation
 
-    def _prompt(self, context: str, *, room: int) -> list[int]:
+    def _prompt(self, context: str, *, answer_tokens: int) -> list[int]:
         """Return a prompt's token ids, cut on the left.
 
         Raises:
             EngineError: The answer alone fills the context.
         """
+        room = self.max_length - (0 if self.backend == "seq2seq" else answer_tokens)
         if room < 1:
             raise EngineError(
-                f"an answer of {self.max_length - room} tokens fills the context of {self.max_length}",
+                f"an answer of {answer_tokens} tokens fills the context of {self.max_length}",
                 hint="ask for fewer with `--gen_kwargs max_gen_toks=N`",
             )
         return self.tok_encode(context)[-room:] or [self.prefix_token_id]

@@ -378,6 +378,27 @@ def test_a_tokenizer_that_adds_its_own_bos_token(tiny_checkpoint: Path, tmp_path
     assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-4)
 
 
+def test_an_encoder_decoder_scores_as_in_the_hugging_face_backend(tiny_t5: Path) -> None:
+    theirs = HFLM(pretrained=str(tiny_t5), device="cpu", dtype="float32", max_length=MAX_LENGTH)
+    ours = EngineLM(tiny_t5, threads=1, max_length=MAX_LENGTH)
+    pairs = [
+        ("the thing", "and an"),
+        ("the cat ", " in the"),
+        ("", "the"),
+        ("too long for it " * 30, "the end"),
+    ]
+    for kind, asked in (("loglikelihood", pairs), ("loglikelihood_rolling", [(text,) for text in TEXTS])):
+        found = np.array(getattr(ours, kind)(asks(kind, asked)), dtype=np.float64)
+        expected = getattr(theirs, kind)(asks(kind, asked), disable_tqdm=True)
+        np.testing.assert_allclose(found, np.array(expected, dtype=np.float64), atol=1e-4)
+    settings = {"max_gen_toks": 5}
+    (answer,) = ours.generate_until(asks("generate_until", [("the thing", settings)]))
+    (longer,) = theirs.generate_until(asks("generate_until", [("the thing", settings)]), disable_tqdm=True)
+    assert longer.startswith(answer)
+    assert answer
+    ours.close()
+
+
 def test_a_refused_system_message_is_left_out(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
     template = folder / "chat_template.jinja"
