@@ -1,0 +1,331 @@
+"""AMMD beside SFT, KD and GKD on language tasks: the packaged recipe of one task of each kind, judged by its metrics.
+
+    python benchmarks/tasks.py WORK_DIR --data FOLDER [--tasks scitldr tatoeba ...] [--methods ...] [--seeds 0 1 2]
+        [--rates 1e-4 2e-4 4e-4] [--rows 200] [--jobs 1] [--max-cells N] [--set KEY=VALUE]...
+
+A task's recipe gives teacher, student, texts and steps; `--set` changes it. One warm start serves all methods and
+seeds; from it each is trained for the recipe's steps, on the same texts with the task's own right answers. A method's
+learning rate is the one after which its student is best on rows of the train split that nobody was trained on.
+Students, warm start and teacher answer the same rows of the test split, as `ammd eval --task` asks them.
+
+Each training with its scores is a cell, kept in WORK_DIR, so an interrupted comparison goes on; with `--max-cells N`
+each worker ends after N of them, and the last call publishes. Prints one JSON line last and writes
+`benchmarks/results/tasks.json`. Rows: task, method, seed, metric, value; and AMMD minus each other method, with a 95
+% interval over the task's rows and the seeds, of training and of sampling where answers are drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import multiprocessing
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cells import Cells, Result
+from comparison import machines_of
+from document import publish
+from methods import METHODS
+from parts import run, write_part
+
+from ammd.distill.device import choose_device, describe_device
+from ammd.distill.prompts import read_examples
+from ammd.errors import DistillError
+from ammd.machine import available_cores, describe_machine
+from ammd.pipeline.recipe import Recipe, load_recipe
+from ammd.progress import progress
+from ammd.runtime.artifact_ref import ArtifactRef
+from ammd.runtime.model_file import read_model_file
+from ammd.runtime.task_run import TaskQuestions, load_questions, score_task
+from ammd.runtime.task_scores import METRICS as TASK_METRICS
+from ammd.runtime.task_scores import TaskMetric, compare_metric, summarize
+
+REFERENCE = "ammd"  # with the objective of the task's recipe
+RIVALS = ("sft", "forward_kl", "gkd")
+UNTRAINED = ("teacher", "warm")
+TASKS = ("dolly", "scitldr", "tatoeba", "strategyqa", "gsm8k")
+_TUNING_SEED, _TUNING_ROWS = 100, 128  # the seed is none of those that are reported
+_OF_STUDENT_TEXTS = (
+    "temperature",
+    "rollout_reuse_steps",
+)  # as the recipe has them, for every method that writes some
+
+Plan = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSetting:
+    """A task's recipe, prepared and warmed up in `folder`."""
+
+    recipe: Recipe
+    folder: Path
+    test: TaskQuestions
+    dev: TaskQuestions
+
+    def objective(self, plan: Plan) -> dict[str, Any]:
+        """Return the second phase of a method, in the form that a recipe has it."""
+        own = self.recipe.distill.objective.model_dump()
+        shared = {"steps": own["steps"], "lr": plan["lr"]}
+        if plan["method"] == REFERENCE:
+            return own | shared
+        objective = dict(METHODS[plan["method"]].objective)
+        if objective.get("student_share"):
+            shared |= {key: own[key] for key in _OF_STUDENT_TEXTS}
+        return objective | shared
+
+    @property
+    def metrics(self) -> tuple[TaskMetric, ...]:
+        """Return what the task is judged by, the first of them first."""
+        return TASK_METRICS[self.test.task.kind]
+
+
+def main() -> None:
+    """Compute what is missing, in as many workers as asked for, then compare."""
+    arguments = parse_arguments()
+    settings = {task: setting_of(task, arguments) for task in arguments.tasks}
+    if arguments.jobs > 1:
+        with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
+            pool.map(partial(results_of, settings), [arguments] * arguments.jobs, chunksize=1)
+    results = results_of(settings, arguments)
+    if results is None:
+        print("cells are missing", file=sys.stderr)
+        return
+    rows = [row for task, setting in settings.items() for row in rows_of(task, setting, results)]
+    facts = {
+        task: {
+            "questions": setting.test.as_json(),
+            "recipe": setting.recipe.model_dump(mode="json", include={"prepare", "distill"}),
+            "methods": {
+                method: setting.objective({"method": method, "lr": None})
+                for method in (REFERENCE, *arguments.methods)
+            },
+        }
+        for task, setting in settings.items()
+    }
+    publish("tasks", rows, settings=facts, rates=list(arguments.rates), trained_on=machines_of(results))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("work", type=Path, metavar="WORK_DIR")
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="names of packaged recipes")
+    parser.add_argument("--methods", nargs="+", choices=RIVALS, default=list(RIVALS), help="beside AMMD")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 2e-4, 4e-4])
+    parser.add_argument("--rows", type=int, default=200, help="of the test split, at most")
+    parser.add_argument("--jobs", type=int, default=1, help="workers")
+    parser.add_argument("--max-cells", type=int, metavar="N", help="each worker ends after N of them")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every recipe")
+    return parser.parse_args()
+
+
+def setting_of(task: str, arguments: argparse.Namespace) -> TaskSetting:
+    """Return a task's setting, prepared and warmed up unless it is there."""
+    recipe = load_recipe(Path(task), overrides=[f"data={arguments.data}", *arguments.set])
+    name, data = str(recipe.prepare.task), arguments.data
+    all_rows = load_questions(name, data=data, split="train")
+    most = min(len(all_rows.rows) - _TUNING_ROWS, recipe.prepare.max_prompts or len(all_rows.rows))
+    recipe = recipe.model_copy(update={"prepare": recipe.prepare.model_copy(update={"max_prompts": most})})
+    folder = arguments.work / task
+    if not (folder / "start").is_dir():
+        write_part("start", folder, lambda start: prepare(recipe, start))
+    seen = {example.prompt for example in read_examples(folder / "start" / "prepared" / "train.jsonl")}
+    unseen = tuple(row for row in all_rows.rows if row.prompt not in seen)[:_TUNING_ROWS]
+    return TaskSetting(
+        recipe=recipe,
+        folder=folder / "start",
+        test=load_questions(name, data=data, limit=arguments.rows),
+        dev=replace(all_rows, rows=unseen),
+    )
+
+
+def prepare(recipe: Recipe, folder: Path) -> None:
+    """Write teacher, first student and texts, and the student after the warm start."""
+    import torch
+
+    from ammd.distill import prepare as prepare_stage
+    from ammd.distill.training import Training
+
+    (folder / "prepared").mkdir()
+    prepare_stage.run(prepare_stage.PrepareInputs(), recipe.prepare, folder / "prepared")
+    training = Training(
+        prepared=folder / "prepared",
+        student=folder / "prepared" / "student",
+        settings=recipe.distill,
+        curves=folder / "curves.jsonl",
+    )
+    training.warm(recipe.distill.warm)
+    training.save(folder / "warm", dtype=torch.float32)
+
+
+def results_of(settings: Mapping[str, TaskSetting], arguments: argparse.Namespace) -> list[Result] | None:
+    """Return every judged cell, computing what no other worker has or is at; None where some are left to others."""
+    import torch
+
+    torch.set_num_threads(max(1, available_cores() // arguments.jobs))
+    cells = Cells(arguments.work / "cells")
+    methods = [REFERENCE, *arguments.methods]
+    tuning = [
+        {"task": task, "method": method, "seed": _TUNING_SEED, "lr": rate, "part": "dev"}
+        for task in settings
+        for method in methods
+        for rate in arguments.rates
+    ]
+    tuned, left = compute(cells, settings, tuning, at_most=arguments.max_cells)
+    if len(tuned) < len(tuning):
+        return None
+    plans = [
+        {"task": task, "method": method, "seed": seed, "lr": rate, "part": "test"}
+        for task, setting in settings.items()
+        for method, rate in best_rates(setting, [one for one in tuned if one["task"] == task]).items()
+        for seed in arguments.seeds
+    ]
+    plans += [
+        {"task": task, "method": method, "seed": None, "lr": None, "part": "test"}
+        for task in settings
+        for method in UNTRAINED
+    ]
+    found, _ = compute(cells, settings, plans, at_most=left)
+    return found if len(found) == len(plans) else None
+
+
+def compute(
+    cells: Cells, settings: Mapping[str, TaskSetting], plans: Sequence[Plan], *, at_most: int | None
+) -> tuple[list[Result], int | None]:
+    """Return what is there after at most so many more have been computed, each with its plan, and how many are left."""
+    named = {cell_name(settings[plan["task"]], plan): plan for plan in plans}
+    wanted = [name for name in named if cells.get(name) is None][:at_most]
+    cells.compute(wanted, lambda name: result_of(settings[named[name]["task"]], named[name]))
+    there = [dict(plan) | result for name, plan in named.items() if (result := cells.get(name)) is not None]
+    return there, None if at_most is None else at_most - len(wanted)
+
+
+def cell_name(setting: TaskSetting, plan: Plan) -> str:
+    """Return a name that changes with anything that changes the result."""
+    questions = setting.test if plan["part"] == "test" else setting.dev
+    objective = {} if plan["method"] in UNTRAINED else setting.objective(plan)
+    settings = setting.recipe.model_dump(mode="json", include={"prepare", "distill"})
+    rows = [row.line for row in questions.rows]
+    whole = json.dumps([settings, objective, dict(plan), questions.sha256, rows], sort_keys=True)
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:10]
+    return f"{plan['task']}/{plan['method']}-{plan['part']}-{plan['seed']}-{digest}"
+
+
+def result_of(setting: TaskSetting, plan: Plan) -> Result:
+    """Return what a model scores on each row, after its training if it has one, or why that ended before its time."""
+    print(f"{plan['task']}: {plan['method']}, seed {plan['seed']}, {plan['part']}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as scratch:
+        model, seconds = setting.folder / "warm", None
+        if plan["method"] == "teacher":
+            model = setting.folder / "prepared" / "teacher"
+        elif plan["method"] not in UNTRAINED:
+            model = Path(scratch) / "student"
+            try:
+                seconds = train(setting, plan, model)
+            except DistillError as exc:
+                return {"rows": [], "failure": str(exc), "seconds": None}
+        rows = judge(setting, model, plan["part"], Path(scratch) / "answers")
+    trained_on = {"cpu": describe_machine()["cpu"], "device": describe_device(choose_device("auto"))}
+    return {"rows": rows, "failure": None, "seconds": seconds, "trained_on": trained_on}
+
+
+def train(setting: TaskSetting, plan: Plan, student: Path) -> float:
+    """Train a method from the shared warm start, write its student, and return the seconds of its steps."""
+    from ammd.distill.settings import DistillSettings
+    from ammd.distill.training import Training
+
+    shared = setting.recipe.distill.model_dump()
+    settings = DistillSettings.model_validate(
+        shared | {"objective": setting.objective(plan), "seed": plan["seed"]}
+    )
+    curves = student.with_suffix(".jsonl")
+    training = Training(
+        prepared=setting.folder / "prepared",
+        student=setting.folder / "warm",
+        settings=settings,
+        curves=curves,
+    )
+    training.skip_texts(settings.warm.steps)
+    training.second(settings.objective)
+    training.save(student)
+    return float(json.loads(curves.read_text(encoding="utf-8").splitlines()[-1])["seconds"])
+
+
+def judge(setting: TaskSetting, model: Path, part: str, answers: Path) -> list[dict[str, Any]]:
+    """Return what each row of a part adds to the task's metrics."""
+    questions = setting.test if part == "test" else setting.dev
+    with progress("answers", questions.jobs) as report:
+        scores = score_task(
+            ArtifactRef(name="student", path=model),
+            read_model_file(model),
+            questions,
+            folder=answers,
+            report=report,
+        )
+    kept = {"row", "seed", *(field for metric in setting.metrics for field in metric.of)}
+    return [{key: value for key, value in row.items() if key in kept} for row in scores.rows]
+
+
+def best_rates(setting: TaskSetting, tuned: Sequence[Result]) -> dict[str, float]:
+    """Return the learning rate of each method after which its student is best by the task's first metric."""
+    first = setting.metrics[0]
+    sign = 1 if first.higher_is_better else -1
+
+    def worth(one: Result) -> float:
+        if one["failure"]:
+            return -math.inf
+        return sign * float(summarize(setting.test.task.kind, one["rows"])[first.key]["value"])
+
+    methods = dict.fromkeys(one["method"] for one in tuned)
+    best = {method: max((one for one in tuned if one["method"] == method), key=worth) for method in methods}
+    return {method: float(one["lr"]) for method, one in best.items()}
+
+
+def rows_of(task: str, setting: TaskSetting, results: Sequence[Result]) -> Iterator[dict[str, Any]]:
+    """Yield one flat row for each method, seed and metric, then AMMD minus each other method."""
+    kind = setting.test.task.kind
+    by_method: dict[str, list[Result]] = {}
+    for one in results:
+        if one["task"] == task:
+            by_method.setdefault(one["method"], []).append(one)
+    for method, cells in by_method.items():
+        for one in cells:
+            named = {"task": task, "method": method, **{key: one[key] for key in ("seed", "lr", "seconds")}}
+            if one["failure"]:
+                yield named | {"metric": "failure", "value": one["failure"]}
+            for metric, found in summarize(kind, one["rows"]).items() if one["rows"] else ():
+                yield named | {"metric": metric, **found}
+    for method in [one for one in by_method if one not in (REFERENCE, *UNTRAINED)]:
+        whole = {one: pooled(by_method[one]) for one in (method, REFERENCE)}
+        for metric in setting.metrics:
+            found = compare_metric(metric, whole[method], whole[REFERENCE])
+            if found is not None:
+                difference, low, high = found
+                yield {
+                    "task": task,
+                    "method": REFERENCE,
+                    "minus": method,
+                    "metric": metric.key,
+                    "difference": difference,
+                    "low": low,
+                    "high": high,
+                    "seeds": len(by_method[method]),
+                }
+
+
+def pooled(cells: Sequence[Result]) -> list[dict[str, Any]]:
+    """Return the rows of all seeds of training, each seed of sampling within it one of its own."""
+    return [row | {"seed": f"{one['seed']}/{row['seed']}"} for one in cells for row in one["rows"]]
+
+
+if __name__ == "__main__":
+    run(main)
