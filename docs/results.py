@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from results_of_bench import agreement_part, arm64_part, projection_part
+from results_of_bench import agreement_part, arm64_part, lm_evaluation_part, projection_part
 from results_of_survival import crash_part, fuzz_part
 
 FOLDER = Path(__file__).resolve().parent
@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> int:
         *export_part(read("export")),
         *peers_part(read("export_peers")),
         *agreement_part(read("agreement")),
+        *lm_evaluation_part(read("lm_evaluation")),
         *projection_part(read("projection")),
         *arm64_part(read("arm64")),
         *run_to_run_part(read("run_to_run")),

@@ -1,4 +1,4 @@
-"""The sections of docs/results.md about engines and devices: agreement with others' tools, projections, arm64."""
+"""The sections of docs/results.md about engines and devices: beside others' tools, projections, arm64."""
 
 from __future__ import annotations
 
@@ -52,6 +52,34 @@ def _compared(row: Row) -> list[str]:
 def _parts(row: Row) -> list[str]:
     parts = (row["library_s"], row["python_s"], row["choice_s"], row["ours"])
     return [row["engine"], f"{row['vocab_size']:,}", *(f"{1e3 * part:.3f}" for part in parts)]
+
+
+def lm_evaluation_part(document: Mapping[str, Any]) -> Iterable[str]:
+    """Yield what lm-evaluation-harness makes of our engines beside its own backend."""
+    machine, settings = document["machine"], document["settings"]
+    yield "## lm-evaluation-harness on our engines"
+    yield (
+        "`python benchmarks/lm_evaluation.py`: the quickstart's student and its files, the same requests through our\n"
+        "engines and through the harness's own Hugging Face backend (`hf`, float32), "
+        f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''} of {machine['cpu']},\n"
+        f"revision {str(document['revision'])[:7]}. Difference from `hf` with its 95 % interval over rows; the gap is\n"
+        "that of a log-likelihood in nats; requests a second of processor time."
+    )
+    head = ["task", "model", "metric", "value", "minus `hf`", "largest gap", "median gap", "requests/s"]
+    yield _table(head, [_evaluated(row) for row in document["rows"]])
+
+
+def _evaluated(row: Row) -> list[str]:
+    gaps = (row["largest_gap_nats"], row["median_gap_nats"])
+    return [
+        row["task"],
+        f"`{row['model']}`",
+        row["metric"].replace("_", " "),
+        f"{row['value']:.4f}",
+        f"{row['difference']:.4f} ({row['low']:.4f} to {row['high']:.4f})",
+        *("–" if gap is None else f"{gap:.2g}" for gap in gaps),
+        f"{row['requests_per_cpu_s']:.3g}",
+    ]
 
 
 def projection_part(document: Mapping[str, Any]) -> Iterable[str]:
