@@ -251,4 +251,4 @@ def chat(
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
-FILES = (export, verify, evaluate, lm_eval, bench, chat)
+FILES = (export, verify, evaluate, bench, chat, lm_eval)
