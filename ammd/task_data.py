@@ -57,7 +57,8 @@ def read_task_rows(
         limit: Draw no more than this many.
 
     Raises:
-        RecipeError: The task has no such split, or it is a hub's and what reads these is not installed.
+        RecipeError: The task has no such split, no data folder is named, or it is a hub's and what reads these is not
+            installed.
         DataError: The folder or the file is missing, or a row is not what the task says (named by its line).
     """
     files, hub = task_files(task, split, data=data), _hub(task, split)
@@ -102,7 +103,8 @@ def task_files(task: Task, split: Split, *, data: Path | None) -> tuple[Path, ..
     """Return the files of the data folder that a split is read from; none where it is fetched from a hub.
 
     Raises:
-        RecipeError: The task has no such split, or it is a hub's and what reads these is not installed.
+        RecipeError: The task has no such split, no data folder is named, or it is a hub's and what reads these is not
+            installed.
         DataError: The data folder is missing, or the file in it.
     """
     hub = _hub(task, split)
@@ -114,7 +116,7 @@ def task_files(task: Task, split: Split, *, data: Path | None) -> tuple[Path, ..
         return copied_files(folder) if folder else ()
     name = task.data[split]
     if data is None:
-        raise DataError(
+        raise RecipeError(
             f"task `{task.name}` reads `{name}` below a data folder, and none is named",
             hint='name it with `--data DIR`, or `data = "DIR"` in the recipe',
         )

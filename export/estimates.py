@@ -33,9 +33,10 @@ _TOKENIZER_BYTES = 16 << 20  # vocabulary and merges, in each file
 _ONNX_SCRATCH_BYTES_PER_WEIGHT = 5.2  # the float32 graph and what is rounded, before the file is written
 _LIBRARIES_BYTES = 450 << 20  # torch, transformers and a tokenizer
 _FLOAT32_BYTES = 4
-# Of the largest tensor, in float32. The same ONNX export peaks at 629 to 704 MB from one run to the next: mapped pages
-# and freed blocks count until the system takes them back.
-_GGUF_COPIES, _ONNX_COPIES, _STANDARD_COPIES = 1.5, 2.5, 1.5
+_GGUF_COPIES, _ONNX_COPIES, _STANDARD_COPIES = 1.5, 2.0, 1.5  # of the largest tensor, in float32
+# Mapped pages of the checkpoint that have been read and not yet been let go of: on a slow disk the same ONNX export
+# peaks at 629 to 803 MB from one run to the next.
+_MAPPED_BYTES = 128 << 20
 _IMATRIX_BYTES_PER_WEIGHT = 6  # the checkpoint in float32, with a batch of texts
 _MIXTURE_BYTES_PER_WEIGHT = 28  # with its gradients, and errors of seven types
 
@@ -65,7 +66,7 @@ def memory_bytes(facts: CheckpointFacts, settings: ExportSettings) -> int:
     largest = _FLOAT32_BYTES * facts.largest_matrix_weights
     steps = [_GGUF_COPIES * largest]
     if set(settings.schemes) & set(ONNX_SCHEMES):
-        steps.append(_ONNX_COPIES * largest)
+        steps.append(_ONNX_COPIES * largest + _MAPPED_BYTES)
     if set(settings.schemes) & set(STANDARD_SCHEMES):
         steps.append(_STANDARD_COPIES * largest)
     if settings.imatrix is not None:

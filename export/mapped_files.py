@@ -4,21 +4,28 @@ Both the quantizer and transformers map a model's file and read it once from the
 stays resident, so a process seems to need the whole file although any page of it could go; on a machine whose memory
 is limited by a quota it may be killed for that. Here those pages are let go of while the library works. Linux only:
 elsewhere nothing is done.
+
+Pages are paged out and never forgotten (`MADV_DONTNEED`): between the look at the table of mappings and the advice a
+library may unmap the file and get the same addresses for its heap, and memory that is forgotten reads as zeros. Nor are
+they paged out all the time: the system drops what it has read ahead with them, and on a slow disk nothing else would
+then be done but to read it again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import mmap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+from ammd.machine import status_bytes
 
 _MAPS = Path("/proc/self/maps")
 _INTERVAL_SECONDS = 0.05
 _SUFFIXES = (".gguf", ".safetensors", ".onnx.data")
 _PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4, which Python does not name
+_GROWTH_BYTES = 32 << 20  # of resident files since the last time
 
 
 @contextlib.contextmanager
@@ -39,12 +46,14 @@ def released_mappings() -> Iterator[None]:
 def _release_until(ended: threading.Event) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    left = 0
     while not ended.wait(_INTERVAL_SECONDS):
+        resident = status_bytes("RssFile") or 0
+        if resident < left + _GROWTH_BYTES:
+            left = min(left, resident)
+            continue
         for line in _MAPS.read_text(encoding="utf-8", errors="replace").splitlines():
-            if not line.endswith(_SUFFIXES):
-                continue
-            span, permissions = line.split(maxsplit=2)[:2]
-            start, end = (int(address, 16) for address in span.split("-"))
-            # A page that may have been written to must not be forgotten; paging out keeps what is not in the file.
-            advice = _PAGEOUT if "w" in permissions else mmap.MADV_DONTNEED
-            libc.madvise(start, end - start, advice)  # refused or unknown: the pages stay, which does no harm
+            if line.endswith(_SUFFIXES):
+                start, end = (int(address, 16) for address in line.split(maxsplit=1)[0].split("-"))
+                libc.madvise(start, end - start, _PAGEOUT)  # refused or unknown: the pages stay: no harm
+        left = status_bytes("RssFile") or 0

@@ -33,16 +33,19 @@ def find_task_faults(
         data: The data folder.
         is_trained_on: Look for what a training needs, else for the test split.
     """
+    needs_folder = False
     try:
         task = load_task(name)
         splits: tuple[Split, ...] = task.training_splits() if is_trained_on else ("test",)
         for split in splits:
+            needs_folder = data is None and split in task.data
             task_files(task, split, data=None if data is None else Path(data))
     except RecipeError as exc:
+        if needs_folder:
+            return [Fault(path=("data",), text=f"is missing: {exc}; {exc.hint}")]
         return [Fault(path=key, value=name, text="; ".join(filter(None, (str(exc), exc.hint))))]
     except DataError as exc:
-        text = f"is missing: {exc}; {exc.hint}" if data is None else str(exc)
-        return [Fault(path=("data",), value=data, text=text)]
+        return [Fault(path=("data",), value=data, text=str(exc))]
     return []
 
 

@@ -127,7 +127,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         read_task_rows(task(), "test", data=tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no data file at .*mine/test.jsonl"):
         read_task_rows(task(), "test", data=tmp_path)
-    with pytest.raises(DataError, match="below a data folder, and none is named"):
+    with pytest.raises(RecipeError, match="below a data folder, and none is named"):
         read_task_rows(task(), "test", data=None)
     with pytest.raises(RecipeError, match="task `mine` has no split `dev`, only train, test"):
         read_task_rows(task(), "dev", data=tmp_path)

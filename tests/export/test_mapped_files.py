@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import mmap
 import sys
 from pathlib import Path
@@ -54,11 +55,36 @@ def test_pages_of_a_model_go_and_come_back_the_same(model_file: Path, access: in
         assert mapped[_BYTES - 1] == 255
 
 
-def test_what_was_written_to_a_private_copy_stays(model_file: Path) -> None:
+def test_what_was_written_to_a_private_copy_stays(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with model_file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
         mapped[4096 * 7] = 77
+        monkeypatch.setattr(mapped_files, "_GROWTH_BYTES", 0)
         _release_once()
         assert mapped[4096 * 7] == 77
+
+
+def test_memory_that_has_come_to_the_place_of_an_unmapped_file_keeps_its_content(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as heap:
+        heap[:] = b"x" * len(heap)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(heap))
+        table = tmp_path / "maps"  # read before the file was unmapped
+        table.write_text(f"{start:x}-{start + len(heap):x} r--s 00000000 fe:00 1 /gone/model.safetensors\n")
+        monkeypatch.setattr(mapped_files, "_MAPS", table)
+        monkeypatch.setattr(mapped_files, "_GROWTH_BYTES", 0)
+        _release_once()
+        assert heap[:] == b"x" * len(heap)
+
+
+def test_pages_are_not_let_go_of_before_many_have_come(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped_files, "_GROWTH_BYTES", 1 << 40)
+    with model_file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert mapped[::4096].count(0) == _BYTES // 4096
+        _release_once()
+        assert _resident_bytes(model_file) == _BYTES
 
 
 def test_other_files_are_left_alone(model_file: Path, tmp_path: Path) -> None:
