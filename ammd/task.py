@@ -5,7 +5,6 @@ A task is a TOML file; the packaged ones lie in `ammd/tasks`. `task_data` reads 
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Mapping
 from enum import StrEnum
@@ -24,7 +23,7 @@ from pydantic import (
 
 from .artifact import check_relative, is_there
 from .errors import ArtifactError, RecipeError
-from .settings import Settings
+from .settings import Pattern, Settings
 from .task_template import check_field, parse_template
 
 Split = Literal["train", "dev", "test"]
@@ -92,7 +91,7 @@ class Task(Settings):
     """Of every row, for `choice`; the reference is one of them."""
     choices_field: str = ""
     """Field with a row's own list of choices, instead."""
-    answer_pattern: str = ""
+    answer_pattern: Pattern = ""
     """Regular expression whose last match (its first group, if it has one) is an answer's answer, for `exact`, and
     optionally for `choice`; references are read with it as well."""
     response_tokens: int = Field(default=64, ge=1)
@@ -121,15 +120,6 @@ class Task(Settings):
         if choices and len(set(choices)) < max(2, len(choices)):
             raise ValueError("should be two or more different ones")
         return choices
-
-    @field_validator("answer_pattern")
-    @classmethod
-    def _compiles(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as exc:
-            raise ValueError(f"is no regular expression: {exc}") from exc
-        return pattern
 
     @model_validator(mode="after")
     def _says_what_its_kind_needs(self) -> Self:

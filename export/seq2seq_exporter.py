@@ -13,7 +13,6 @@ that is tied to the embedding four times. The rest is as in `standard_exporter`.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,12 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ammd.encoder_decoder import has_tied_head, load_language_model
-from ammd.errors import ExportError
-from ammd.safetensors_header import read_headers
 
 from .captured import end_child
 from .mapped_files import released_mappings
-from .standard_exporter import put_matrices, read_columns, strip_remarks
+from .standard_exporter import exporter_config, put_matrices, read_columns, stored_dtype, strip_remarks
 from .standard_graph import SMALLEST_OUTSIDE_BYTES, find_lookup, save_graphs
 from .weightless_trace import ReadMatrix, WeightlessTrace
 
@@ -98,25 +95,15 @@ def _trace(
     """Let optimum write the graphs without their matrices; return these by graph, and the checkpoint's weights."""
     import torch
     from accelerate import init_empty_weights
-    from optimum.exporters.tasks import TasksManager
     from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-    importlib.import_module("optimum.exporters.onnx.model_configs")  # makes its models known to the manager
     config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
     config.tie_word_embeddings = has_tied_head(
         json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     )
     with init_empty_weights(include_buffers=False):
         model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
-    try:
-        build_config = TasksManager.get_exporter_config_constructor(
-            exporter="onnx", model=model, task=_TASK, library_name="transformers"
-        )
-    except (KeyError, ValueError) as exc:
-        raise ExportError(
-            f"optimum cannot export a model of type `{config.model_type}` with an encoder and a cache",
-            hint="leave the `onnx-standard` schemes out",
-        ) from exc
+    build_config = exporter_config(model, task=_TASK, having="an encoder and a cache")
     weights = _mapped_weights(checkpoint)
     trace = WeightlessTrace(model, weights, smallest_bytes=SMALLEST_OUTSIDE_BYTES)
     whole: Any = build_config(model.config, use_past=True)
@@ -133,12 +120,7 @@ def _trace(
 
 def _mapped_weights(checkpoint: Path) -> Mapping[str, torch.Tensor]:
     """Return transformers' own names of the checkpoint's tensors, which stay in their files until they are read."""
-    import torch
-
-    kinds = {entry["dtype"] for entry in read_headers(checkpoint).values()}
-    # In a type of its own a tensor is a view of its file.
-    dtype = {"F16": torch.float16, "BF16": torch.bfloat16}.get("".join(kinds), torch.float32)
-    model = load_language_model(checkpoint, dtype=dtype)
+    model = load_language_model(checkpoint, dtype=stored_dtype(checkpoint))
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 

@@ -172,39 +172,58 @@ def _trace(checkpoint: Path, path: Path) -> tuple[Mapping[str, ReadMatrix], Mapp
     """Let optimum write the graph without its matrices; return these, and the checkpoint's weights by name."""
     import torch
     from accelerate import init_empty_weights
-    from optimum.exporters.tasks import TasksManager
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    importlib.import_module("optimum.exporters.onnx.model_configs")  # makes its models known to the manager
     rope = rope_arguments(read_json(checkpoint / "config.json"))
     config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, **rope)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    try:
-        build_config = TasksManager.get_exporter_config_constructor(
-            exporter="onnx", model=model, task=_TASK, library_name="transformers"
-        )
-    except (KeyError, ValueError) as exc:
-        raise ExportError(
-            f"optimum cannot export a model of type `{model.config.model_type}` with a key-value cache",
-            hint="leave the `onnx-standard` schemes out",
-        ) from exc
+    build_config = exporter_config(model, task=_TASK, having="a key-value cache")
     weights = _mapped_weights(checkpoint, config)
     trace = WeightlessTrace(model, weights, smallest_bytes=SMALLEST_OUTSIDE_BYTES)
     trace.export(build_config(model.config, use_past=True, use_past_in_inputs=True), path)
     return trace.matrices, weights
 
 
-def _mapped_weights(checkpoint: Path, config: Any) -> Mapping[str, torch.Tensor]:
-    """Return transformers' own names of the checkpoint's tensors, which stay in their files until they are read."""
+def exporter_config(model: Any, *, task: str, having: str) -> Any:
+    """Return optimum's own description of how a model is traced, to be made for one of its forms.
+
+    Args:
+        model: Of transformers.
+        task: As optimum calls it.
+        having: What the task asks of the model, for the error.
+
+    Raises:
+        ExportError: optimum has none.
+    """
+    from optimum.exporters.tasks import TasksManager
+
+    importlib.import_module("optimum.exporters.onnx.model_configs")  # makes its models known to the manager
+    try:
+        return TasksManager.get_exporter_config_constructor(
+            exporter="onnx", model=model, task=task, library_name="transformers"
+        )
+    except (KeyError, ValueError) as exc:
+        raise ExportError(
+            f"optimum cannot export a model of type `{model.config.model_type}` with {having}",
+            hint="leave the `onnx-standard` schemes out",
+        ) from exc
+
+
+def stored_dtype(checkpoint: Path) -> torch.dtype:
+    """Return the type in which a checkpoint's tensors are views of their file; float32 where they have several."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     kinds = {entry["dtype"] for entry in read_headers(checkpoint).values()}
-    # In a type of its own a tensor is a view of its file.
-    dtype = {"F16": torch.float16, "BF16": torch.bfloat16}.get("".join(kinds), torch.float32)
+    return {"F16": torch.float16, "BF16": torch.bfloat16}.get("".join(kinds), torch.float32)
+
+
+def _mapped_weights(checkpoint: Path, config: Any) -> Mapping[str, torch.Tensor]:
+    """Return transformers' own names of the checkpoint's tensors, which stay in their files until they are read."""
+    from transformers import AutoModelForCausalLM
+
     model = AutoModelForCausalLM.from_pretrained(
-        checkpoint, config=config, dtype=dtype, local_files_only=True
+        checkpoint, config=config, dtype=stored_dtype(checkpoint), local_files_only=True
     )
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 

@@ -27,7 +27,15 @@ from .folder_tokenizer import FolderTokenizer
 from .onnx_folder import OnnxFolder, read_onnx_folder
 from .ort_cache import Cache, make_cache
 from .ort_graph import Graph, read_graph
-from .ort_session import SESSION_SETTINGS, library_failures, load_library, one_line, open_session
+from .ort_session import (
+    SESSION_SETTINGS,
+    check_rows,
+    check_tokens,
+    library_failures,
+    load_library,
+    one_line,
+    open_session,
+)
 
 if TYPE_CHECKING:
     from .engine import Logits
@@ -120,7 +128,7 @@ class OrtEngine:
         length = self._length
         if length >= self.context_tokens:
             raise EngineError(f"the context of {self.context_tokens} tokens is full")
-        self._check_token(token_id)
+        check_tokens((token_id,), vocab_size=self.vocab_size)
         try:
             logits: Logits = self._open_cache.step(token_id, length)
         except self._failures as exc:
@@ -174,11 +182,6 @@ class OrtEngine:
         check_room(token_ids, context_tokens=self.context_tokens)
         self._length = 0
 
-    def _check_token(self, token_id: int) -> None:
-        """Refuse what no row stands for: the lookup of a quantized table does not, and reads what lies elsewhere."""
-        if not 0 <= token_id < self.vocab_size:
-            raise EngineError(f"token {token_id} is outside the vocabulary of {self.vocab_size}")
-
     def _read(self, token_ids: Sequence[int]) -> Logits:
         """Append tokens in chunks and return the logits of the last one."""
         for first in range(0, len(token_ids), self._prefill_tokens):
@@ -189,19 +192,12 @@ class OrtEngine:
     def _append(self, token_ids: Sequence[int]) -> Logits:
         import numpy as np
 
-        for token_id in (min(token_ids), max(token_ids)):
-            self._check_token(token_id)
+        check_tokens(token_ids, vocab_size=self.vocab_size)
         try:
             rows = self._open_cache.extend(np.asarray([token_ids]), self._length)
         except self._failures as exc:
             raise EngineError(f"onnxruntime failed: {one_line(exc)}") from exc
-        if rows.shape[-1] != self.vocab_size:
-            raise EngineError(
-                f"the graph gives logits of {rows.shape[-1]} tokens, its configuration names {self.vocab_size}",
-                hint="the configuration belongs to another model",
-                expected=self.vocab_size,
-                found=rows.shape[-1],
-            )
+        check_rows(rows, vocab_size=self.vocab_size)
         self._length += len(token_ids)
         return rows
 

@@ -20,7 +20,15 @@ from .chat_template import render_source
 from .engine import START_TOKEN, check_room
 from .folder_tokenizer import FolderTokenizer
 from .onnx_folder import DECODER, ENCODER, NEXT, read_onnx_folder
-from .ort_session import SESSION_SETTINGS, library_failures, load_library, one_line, open_session
+from .ort_session import (
+    SESSION_SETTINGS,
+    check_rows,
+    check_tokens,
+    library_failures,
+    load_library,
+    one_line,
+    open_session,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,7 +170,7 @@ class OrtSeq2SeqEngine:
         import numpy as np
 
         check_room(source, context_tokens=self.context_tokens)
-        self._check_tokens([*source, *target])
+        check_tokens([*source, *target], vocab_size=self.vocab_size)
         mask = self._wrap(np.ones((1, len(source)), np.int64))
         (states,) = self._run(ENCODER, {_IDS: self._ids(source), _MASK: mask}).values()
         fed = {_IDS: self._ids([self._start_token, *target]), _STATES: states, _SOURCE_MASK: mask}
@@ -173,7 +181,7 @@ class OrtSeq2SeqEngine:
 
     def _extend(self, token_id: int) -> Logits:
         """Add a token to the target and return float32 [1, V]."""
-        self._check_tokens([token_id])
+        check_tokens((token_id,), vocab_size=self.vocab_size)
         self._fed[_IDS] = self._ids([token_id])
         found = self._run(NEXT, self._fed)
         self._fed |= _as_past(found)
@@ -190,12 +198,6 @@ class OrtSeq2SeqEngine:
             raise EngineError(f"onnxruntime failed: {one_line(exc)}") from exc
         return dict(zip(names, found, strict=True))
 
-    def _check_tokens(self, token_ids: Sequence[int]) -> None:
-        """Refuse what no row stands for: the lookup of a quantized table does not, and reads what lies elsewhere."""
-        for token_id in (min(token_ids), max(token_ids)):
-            if not 0 <= token_id < self.vocab_size:
-                raise EngineError(f"token {token_id} is outside the vocabulary of {self.vocab_size}")
-
     def _ids(self, token_ids: Sequence[int]) -> Any:
         import numpy as np
 
@@ -206,13 +208,7 @@ class OrtSeq2SeqEngine:
 
     def _rows(self, logits: Any) -> Logits:
         rows: Logits = logits.numpy()[0]
-        if rows.shape[-1] != self.vocab_size:
-            raise EngineError(
-                f"the graph gives logits of {rows.shape[-1]} tokens, its configuration names {self.vocab_size}",
-                hint="the configuration belongs to another model",
-                expected=self.vocab_size,
-                found=rows.shape[-1],
-            )
+        check_rows(rows, vocab_size=self.vocab_size)
         return rows
 
 

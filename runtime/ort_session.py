@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ammd.errors import EngineError
+
+if TYPE_CHECKING:
+    from .engine import Logits
 
 
 def load_library() -> Any:
@@ -58,6 +62,32 @@ SESSION_SETTINGS = {
     "weight_prepacking": True,
 }
 """What `open_session` sets, as an engine tells it."""
+
+
+def check_tokens(token_ids: Sequence[int], *, vocab_size: int) -> None:
+    """Refuse what no row stands for: the lookup of a quantized table does not, and reads what lies elsewhere.
+
+    Raises:
+        EngineError: A token is outside the vocabulary.
+    """
+    for token_id in (min(token_ids), max(token_ids)):
+        if not 0 <= token_id < vocab_size:
+            raise EngineError(f"token {token_id} is outside the vocabulary of {vocab_size}")
+
+
+def check_rows(rows: Logits, *, vocab_size: int) -> None:
+    """Refuse logits [T, V] of another vocabulary than the folder's configuration names.
+
+    Raises:
+        EngineError: They are.
+    """
+    if rows.shape[-1] != vocab_size:
+        raise EngineError(
+            f"the graph gives logits of {rows.shape[-1]} tokens, its configuration names {vocab_size}",
+            hint="the configuration belongs to another model",
+            expected=vocab_size,
+            found=rows.shape[-1],
+        )
 
 
 def one_line(exc: BaseException) -> str:

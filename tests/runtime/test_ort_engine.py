@@ -431,3 +431,11 @@ def test_a_graph_of_another_kind_is_refused_by_name(
     path = make_standard_onnx(looking, tmp_path / "onnx", change=change)
     with pytest.raises(EngineError, match=caught):
         OrtEngine(path, threads=1, context_tokens=16)
+
+
+def test_logits_of_another_vocabulary_are_refused(standard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with OrtEngine(standard, threads=1, context_tokens=16) as engine:
+        given = next(engine.logits(IDS[:3])).shape[-1]
+        monkeypatch.setattr(engine, "vocab_size", given + 1)
+        with pytest.raises(EngineError, match=f"gives logits of {given} tokens, .* names {given + 1}"):
+            engine.prefill(IDS[:3])
