@@ -3,7 +3,8 @@
 The limits are far from what any healthy run of this project showed: they are there to end a run that cannot
 recover, not to judge one. Means over a few steps are compared with the phase's own beginning and with the teacher: a
 student whose entropy falls while it comes nearer to a teacher that is sure of itself is well, and so is one that
-repeats no more than its teacher does.
+repeats no more than its teacher does. One that learns given tokens (cross-entropy) becomes as sure as they are and may
+leave its teacher on the way.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ _STILL_STEPS = 25  # in succession
 class CollapseWatch:
     """Sees every step of a phase."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, learns_tokens: bool = False) -> None:
+        """Begin a phase; `learns_tokens` says that it descends cross-entropy, so that entropy tells nothing."""
+        self._learns_tokens = learns_tokens
         self._recent: deque[StepLog] = deque(maxlen=_WINDOW_STEPS)
         self._first: list[StepLog] = []
         self._still = 0
@@ -64,7 +67,8 @@ class CollapseWatch:
         if len(self._recent) < _WINDOW_STEPS:
             return
         for side in ("off", "on"):
-            self._check_entropy(entry, side)
+            if not self._learns_tokens:
+                self._check_entropy(entry, side)
             saturation = _mean(self._recent, f"critic_saturation_{side}")
             if saturation is not None and saturation > _SATURATION:
                 raise _collapse(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .bridge import Bridge, TeacherView
 from .chunked import States, matching_loss
 from .score import Score
 
 if TYPE_CHECKING:
-    from .bridge import Bridge
     from .fleet import Fleet
     from .objective import Weights
     from .policy import Policy
@@ -31,7 +31,8 @@ def mean_loss(
     # A divided student is put together by all, so all have to read as often.
     own = batches if student.is_divided else batches[fleet.rank :: fleet.size]
     for one in own:
-        batch, view = one.batch.to(student.device), one.view.to(student.device)
+        batch = one.batch.to(student.device)
+        view = TeacherView(hiddens=teacher(batch)) if one.view is None else one.view.to(student.device)
         states = States(
             teacher_hiddens=view.hiddens,
             teacher_head=teacher.head,

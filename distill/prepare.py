@@ -2,6 +2,7 @@
 
 teacher/        the teacher as a checkpoint folder
 student/        the student before training
+tuning.jsonl    where the teacher is fine-tuned first: one JSON object for each step (`StepLog`)
 student_cuts.json   where it is pruned in stages: its layers, and the cuts to come (`staged.Cuts`)
 train.jsonl     prompts with responses: the file's own, or the teacher's, sampled
 teacher_states.npy, teacher_states_start.npy   the teacher's final hidden states at those responses
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ammd.conversations import Conversation, render_prompt
+from ammd.conversations import Conversation, encode_response, render_prompt
 from ammd.encoder_decoder import is_encoder_decoder
 from ammd.errors import DataError
 from ammd.machine import check_free_disk
@@ -35,17 +36,19 @@ from ammd.machine import check_free_disk
 from .batches import TokenPair
 from .checkpoint import copy_in_dtype, load_model, load_tokenizer
 from .device import choose_device, describe_device, matrix_dtype
-from .given_texts import choose_texts, read_texts
+from .given_texts import ChosenTexts, choose_texts, read_texts
 from .match import write_match
 from .own_tokenizer import read_own_tokenizer
 from .policy import Policy
 from .prompts import Example, check_lengths, write_examples
-from .settings import ModelStudent, PrepareSettings
+from .settings import PrepareSettings
 from .source import check_source, materialize
 from .student import check_student, size_warnings, take_student, write_student
+from .student_settings import ModelStudent
 from .teacher_states import TeacherStatesWriter
 from .teacher_texts import answer_greedily, keep_states, write_responses
 from .trimming import TrimmedTokenizer, replace_checkpoint, trim_model, trim_tokenizer
+from .tuning import tune
 from .vocabulary import VocabularyPlan
 
 if TYPE_CHECKING:
@@ -66,6 +69,8 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
         RecipeError: A model source is malformed or unknown, or the task is.
         DataError: A data file is missing, empty or malformed, or a prompt is too long.
         DistillError: A model cannot be used, the student cannot be made of it, or its vocabulary cannot be trimmed.
+        NonFiniteLossError: The teacher's tuning diverged.
+        CollapseError: The teacher degenerated while it was tuned.
         TokenizerMismatchError: Student and teacher do not share a tokenizer.
         ArtifactError: The disk has no room for the teacher's states.
     """
@@ -94,9 +99,9 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
     warnings += chosen.warnings
     for warning in warnings:
         log.warning("%s", warning)
-    own = None
-    if taken is not None and taken.own_tokenizer is not None:
-        own = read_own_tokenizer(
+    teacher, tuning = _tune(folder, teacher, full, chosen, settings, paths=(given[0].source, given[1].source))
+    own = (
+        read_own_tokenizer(
             folder / "student",
             taken.own_tokenizer,
             teacher=teacher,
@@ -106,6 +111,9 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
                 _render(tokenizer, heldout, model, settings, path=given[1].source),
             ),
         )
+        if taken is not None and taken.own_tokenizer is not None
+        else None
+    )
     plan = None
     if settings.vocabulary is not None:
         plan = VocabularyPlan(settings.vocabulary, model=teacher, tokenizer=full)
@@ -137,12 +145,16 @@ def run(_inputs: PrepareInputs, settings: PrepareSettings, folder: Path) -> dict
             log.warning("%s", warnings[-1])
     write_examples(folder / "train.jsonl", examples)
     write_examples(folder / "heldout.jsonl", judged, references=[item.response for item in heldout])
-    counts |= chosen.left_out | {
-        "train_prompts": len(examples),
-        "train_response_tokens": sum(len(example.response_ids) for example in examples),
-        "heldout_prompts": len(judged),
-        "generated_tokens": counts["generated_tokens"] + sum(map(len, answers)),
-    }
+    counts |= (
+        chosen.left_out
+        | tuning
+        | {
+            "train_prompts": len(examples),
+            "train_response_tokens": sum(len(example.response_ids) for example in examples),
+            "heldout_prompts": len(judged),
+            "generated_tokens": counts["generated_tokens"] + sum(map(len, answers)),
+        }
+    )
     facts = write_student(folder, pairs, teacher, full, settings.student, trimmed=trimmed, taken=taken)
     return {
         **counts,
@@ -177,6 +189,32 @@ def _render_one(tokenizer: PreTrainedTokenizerBase, item: Conversation, *, path:
         return render_prompt(tokenizer, item.messages)
     except DataError as exc:
         raise DataError(f"`{path}` line {item.line}: {exc}", hint=exc.hint, line=item.line) from exc
+
+
+def _tune(
+    folder: Path,
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: ChosenTexts,
+    settings: PrepareSettings,
+    *,
+    paths: tuple[str, str],
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return the teacher as it is written after its `tuning`, if the settings have any, and what it learnt."""
+    if settings.tuning is None:
+        return teacher, {}
+
+    def pairs_of(conversations: list[Conversation], path: str) -> list[TokenPair]:
+        given = [item for item in conversations if item.response is not None]
+        prompt_ids = _render(tokenizer, given, teacher, settings, path=path)
+        most = settings.response_tokens
+        responses = [encode_response(tokenizer, item.response or "", max_tokens=most) for item in given]
+        return list(zip(prompt_ids, responses, strict=True))
+
+    pairs, heldout = map(pairs_of, (texts.train, texts.heldout), paths)
+    facts = tune(teacher, settings.tuning, pairs, heldout, settings=settings, path=paths[0], folder=folder)
+    replace_checkpoint(folder / "teacher", teacher, tokenizer)
+    return load_model(folder / "teacher", dtype=torch.float32), {"tuning": facts}
 
 
 def _write_training_texts(

@@ -22,9 +22,9 @@ from .batches import Batch, TokenPair, build_batch
 from .checkpoint import load_model, load_tokenizer, save_checkpoint
 from .depth import Stack, block_influence, check_layers, cut_layers, kept_layers, layers_of
 from .row_lengths import K_BLOCK_WEIGHTS, fallback_rows, length_warnings, nearest_multiples
-from .settings import DepthStudent, ModelStudent, WidthStudent
 from .source import materialize
 from .staged import KEPT_KEYS, Cuts, layer_counts, spread_cuts, write_cuts
+from .student_settings import DepthStudent, ModelStudent, WidthStudent
 from .tokenizers_match import check_same_rows, check_same_tokenizer
 from .trimming import TrimmedTokenizer, replace_checkpoint, trim_model
 from .width import (

@@ -23,7 +23,7 @@ class TeacherBatch:
     """Texts of the teacher's with its states at their responses."""
 
     batch: Batch
-    view: TeacherView
+    view: TeacherView | None  # None: not kept, so it has to read them
 
 
 class Supply(Protocol):
@@ -48,12 +48,12 @@ class Supply(Protocol):
 
 
 class TeacherTexts:
-    """Batches of the teacher's texts in a given order, with the states that were kept when it wrote them."""
+    """Batches of the teacher's texts in a given order, with the states that were kept when it wrote them, if any."""
 
     def __init__(
         self,
         pairs: Sequence[TokenPair],
-        states: TeacherStates,
+        states: TeacherStates | None,
         order: Iterator[list[int]],
         *,
         dtype: torch.dtype,
@@ -64,7 +64,7 @@ class TeacherTexts:
 
         Args:
             pairs: The texts in the student's tokens.
-            states: The teacher's at these texts.
+            states: The teacher's at these texts; None where it has not read them.
             order: The indices of each batch.
             dtype: Of matrix products.
             bridge: Between tokenizers, where the student's is its own.
@@ -87,12 +87,14 @@ class TeacherTexts:
 
     def batch_of(self, chosen: Sequence[int]) -> TeacherBatch:
         """Return the texts at these indices as a batch."""
+        batch = build_batch([self._pairs[index] for index in chosen])
+        if self._states is None:
+            return TeacherBatch(batch=batch, view=None)
         responses = [self._spelled[index][1] for index in chosen]
         states = self._states.rows(chosen, [len(response) for response in responses])
         view = TeacherView(hiddens=states)
         if self._bridge is not None:
             view = self._bridge.place(states, [self._pairs[index][1] for index in chosen], responses)
-        batch = build_batch([self._pairs[index] for index in chosen])
         return TeacherBatch(batch=batch, view=view.to(self._dtype))
 
 

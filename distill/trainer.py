@@ -69,7 +69,7 @@ def run_phase(
         is_eager = policy.device.type == "cpu" and longest_tokens <= _EAGER_TOKENS
         policy.model.set_attn_implementation("eager" if is_eager else "sdpa")
     loop = Loop(phase, student, teacher, settings, fleet, bridge)
-    watch = CollapseWatch()
+    watch = CollapseWatch(learns_tokens=phase.off is not None and phase.off.weights.cross_entropy > 0)
     state = PhaseState(loop=loop, watch=watch, supply=supply)
     if start is not None:
         state.restore(start)

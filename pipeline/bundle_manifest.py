@@ -66,6 +66,7 @@ def build_manifest(
         "data": training_data(summary, done),
         "licences": _licences(summary),
         "training": summary["training"],
+        "tuning": summary["tuning"],
         "vocabulary": summary["vocabulary"],
         "imatrix": summary["imatrix"],
         "stages": [_stage(item) for item in done.values()],

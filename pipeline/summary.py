@@ -56,6 +56,7 @@ def build_summary(recipe: Recipe, folder: Path, done: Mapping[str, Done]) -> dic
         "models": [_model_row(name, done) for name, (stage, _) in CHECKPOINTS.items() if stage in done],
         "origin": _origin(recipe, done),
         "training": _training(done),
+        "tuning": _results(done, "prepare").get("tuning"),
         "vocabulary": _results(done, "prepare").get("vocabulary"),
         "match": _results(done, "prepare").get("match"),
         "artifacts": [_artifact_row(row, done) for row in _results(done, "export").get("artifacts", [])],

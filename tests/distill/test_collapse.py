@@ -75,3 +75,10 @@ def test_repeated_share_counts_four_token_sequences() -> None:
     assert repeated_share([1, 2, 3]) == 0
     assert repeated_share([1, 2, 3, 4, 5]) == 0
     assert repeated_share([7] * 8) == pytest.approx(4 / 5)
+
+
+def test_one_that_learns_given_tokens_may_become_as_sure_as_they_are() -> None:
+    watch = CollapseWatch(learns_tokens=True)
+    for step in range(1, 31):
+        sure = {"entropy_off": 2.0, "tv_off": 0.2} if step <= 10 else {"entropy_off": 0.1, "tv_off": 0.5}
+        watch.check(line(step, **sure))

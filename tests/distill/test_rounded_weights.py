@@ -16,8 +16,9 @@ from ammd.distill.checkpoint import copy_in_dtype, load_model
 from ammd.distill.fake_quant import q4_0
 from ammd.distill.policy import Policy
 from ammd.distill.rounded_weights import RoundedWeights
-from ammd.distill.settings import DepthStudent, DistillSettings, PrepareSettings
+from ammd.distill.settings import DistillSettings, PrepareSettings
 from ammd.distill.stored_as import roundings_of
+from ammd.distill.student_settings import DepthStudent
 from ammd.distill.trainer import PhaseState
 from ammd.distill.training import Training
 from ammd.errors import DistillError

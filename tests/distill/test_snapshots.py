@@ -19,9 +19,10 @@ from ammd.artifact import hash_file
 from ammd.distill import prepare, stage
 from ammd.distill.checkpoint import load_model
 from ammd.distill.collapse import CollapseWatch
-from ammd.distill.settings import DepthStudent, DistillSettings, PrepareSettings
+from ammd.distill.settings import DistillSettings, PrepareSettings
 from ammd.distill.snapshots import Snapshots, State
 from ammd.distill.step_log import StepLog
+from ammd.distill.student_settings import DepthStudent
 from ammd.errors import CollapseError
 
 WEIGHTS = "student/model.safetensors"

@@ -17,7 +17,7 @@ from ammd.distill.checkpoint import load_model, load_tokenizer, save_checkpoint
 from ammd.distill.depth import block_influence, cut_layers
 from ammd.distill.loop import learning_rate_share
 from ammd.distill.prompts import read_examples
-from ammd.distill.settings import DistillSettings, PrepareSettings, WidthStudent
+from ammd.distill.settings import DistillSettings, PrepareSettings
 from ammd.distill.snapshots import Snapshots, State
 from ammd.distill.staged import (
     CUTS_NAME,
@@ -30,6 +30,7 @@ from ammd.distill.staged import (
     write_cuts,
 )
 from ammd.distill.student import measured_batch
+from ammd.distill.student_settings import WidthStudent
 from ammd.errors import DistillError
 
 STAGED = {"kind": "depth", "layers": 3, "stages": 3}  # of six: five, four, three

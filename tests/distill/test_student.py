@@ -23,8 +23,9 @@ from ammd.distill import prepare
 from ammd.distill.batches import TokenPair
 from ammd.distill.checkpoint import load_model, load_tokenizer
 from ammd.distill.depth import cut_layers
-from ammd.distill.settings import PrepareSettings, WidthStudent
+from ammd.distill.settings import PrepareSettings
 from ammd.distill.student import measured_batch, size_warnings, write_student
+from ammd.distill.student_settings import WidthStudent
 from ammd.distill.width import (
     channel_importance,
     cut_channels,

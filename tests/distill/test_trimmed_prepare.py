@@ -16,7 +16,8 @@ from ammd.distill.batches import build_batch
 from ammd.distill.checkpoint import load_model, load_tokenizer
 from ammd.distill.policy import Policy
 from ammd.distill.prompts import Example, read_examples
-from ammd.distill.settings import DepthStudent, DistillSettings, ModelStudent, PrepareSettings
+from ammd.distill.settings import DistillSettings, PrepareSettings
+from ammd.distill.student_settings import DepthStudent, ModelStudent
 from ammd.distill.teacher_states import TeacherStates
 from ammd.errors import DataError, TokenizerMismatchError
 

@@ -136,6 +136,19 @@ def test_prompts_that_were_too_long_are_counted(summary):
     assert "left out" not in _card(summary | {"training": {**TRAINING, "train_left_out": 0}})
 
 
+def test_a_tuned_teacher_is_told_as_one(summary):
+    assert "fine-tuned" not in _card(summary)
+    summary["tuning"] = {"steps": 300, "heldout_nats_before": 3.36, "heldout_nats": 1.8125}
+    summary["recipe"]["prepare"]["tuning"] = {"steps": 300, "lr": 5e-4, "batch_size": 32}
+    told = "fine-tuned on the given responses first, 300 steps at 0.0005 in batches of 32"
+    assert (
+        f"{told}, which took the cross-entropy of held-out ones from 3.360 to 1.812 nats a token."
+        in _card(summary)
+    )
+    summary["tuning"]["heldout_nats"] = None
+    assert f"{told}.\n" in _card(summary)
+
+
 def test_both_stacks_of_an_encoder_decoder_are_told(summary):
     summary["training"] = {**TRAINING, "kept_encoder_layers": [0], "encoder_block_influence": [0.1, 0.2]}
     card = _card(summary)

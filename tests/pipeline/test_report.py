@@ -87,6 +87,28 @@ def test_page_of_a_trimmed_run_says_what_is_left(tmp_path, recipe_path):
         assert text in pages[1]
 
 
+def test_page_says_what_a_tuned_teacher_learnt(tmp_path, recipe_path):
+    summary = build_summary(load_recipe(recipe_path), tmp_path, {})
+    facts = {
+        "texts": 9600,
+        "steps": 300,
+        "heldout_texts": 32,
+        "heldout_nats_before": 3.36,
+        "heldout_nats": 1.8125,
+    }
+    blind = facts | {"heldout_texts": 0, "heldout_nats_before": None, "heldout_nats": None}
+    pages = [
+        " ".join(render_report({**summary, "tuning": found}, curves=[], answers=[], recipe_text="").split())
+        for found in (None, facts, blind)
+    ]
+    assert "fine-tuned" not in pages[0]
+    learnt = "fine-tuned first, on the 9,600 given responses for 300 steps"
+    assert (
+        f"{learnt}: cross-entropy on 32 held-out responses went from 3.360 to 1.812 nats a token." in pages[1]
+    )
+    assert f"{learnt}. Everything here" in pages[2]
+
+
 @pytest.mark.parametrize(
     ("objective", "misfit", "words"),
     [
