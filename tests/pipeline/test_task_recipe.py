@@ -29,7 +29,7 @@ response_tokens = 17
 # Sets with rows to train on have a recipe.
 READY = (
     *("dolly", "gsm8k", "qmsum", "scitldr", "strategyqa", "tatoeba"),
-    *("scitldr-t5", "strategyqa-t5", "tatoeba-t5"),
+    *("dolly-t5", "scitldr-t5", "strategyqa-t5", "tatoeba-t5"),
 )
 
 

@@ -1,0 +1,112 @@
+"""The section of docs/results.md about language tasks."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+_TITLES = {
+    "rouge_l": "ROUGE-L, %",
+    "rouge_1": "ROUGE-1, %",
+    "rouge_2": "ROUGE-2, %",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "accuracy": "accuracy by likelihood, %",
+    "accuracy_per_byte": "by likelihood per byte, %",
+    "accuracy_of_answer": "by answer, %",
+    "exact_match": "exact match, %",
+}
+
+
+def tasks_part(document: Mapping[str, Any]) -> Iterable[str]:
+    """Yield how students of each method do at the tasks that they were trained for."""
+    machine = document["machine"]
+    devices = sorted({str(one["device"]) for one in document["trained_on"] if one["device"] != "cpu"})
+    yield "## Language tasks"
+    yield (
+        "`python benchmarks/tasks.py`: packaged recipes of tasks, with their teachers; the student after a warm start "
+        "that all methods\nshare, and after as many steps of each method on the same prompts and right answers, as "
+        "`ammd eval --task` judges it. `sft`\nlearns the right answers, the others the teacher. Mean over seeds ± "
+        "the standard deviation between them; learning rates out of\n"
+        f"{', '.join(f'{rate:g}' for rate in document['rates'])}, chosen by the first column on other rows. "
+        "Differences with their 95 % interval over rows and seeds.\nIn bold what has an interval without 0. "
+        f"{' and '.join(devices) or f'''{machine['cores']} cores of {machine['cpu']}'''}, revision "
+        f"{str(document['revision'])[:7]}."
+    )
+    for task, facts in document["settings"].items():
+        rows = [row for row in document["rows"] if row["task"] == task]
+        yield f"### {task}"
+        yield _setting(facts, rows)
+        yield _table(_means(rows))
+        yield _table(_differences(rows))
+
+
+def _setting(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    prepare, distill = facts["recipe"]["prepare"], facts["recipe"]["distill"]
+    tuning, student = prepare["tuning"], prepare["student"]
+    layers = f"{student['layers']} layers"
+    if student["encoder_layers"]:
+        layers = f"{student['encoder_layers']} encoder and {student['layers']} decoder layers"
+    seeds = {row["seed"] for row in rows if row.get("seed") is not None}
+    tuned = f", tuned for {tuning['steps']} steps of {tuning['batch_size']} rows" if tuning else ""
+    return (
+        f"`{prepare['task']}`: {prepare['max_prompts']} prompts, {facts['questions']['rows']} rows of the test split. "
+        f"Teacher: {_name(prepare['teacher'])}{tuned}. Student: {layers},\n{distill['warm']['steps']} steps of warm "
+        f"start and {distill['objective']['steps']} of each method, batches of {distill['batch_size']}, "
+        f"{len(seeds)} seeds."
+    )
+
+
+def _name(source: str) -> str:
+    return f"`{source.rpartition('/')[2].partition('@')[0]}`"
+
+
+def _means(rows: Sequence[Row]) -> Iterable[Sequence[str]]:
+    """Yield the head, and one line for each method."""
+    scores = [row for row in rows if "value" in row and row["metric"] in _TITLES]
+    metrics = list(dict.fromkeys(row["metric"] for row in scores))
+    yield ["", "learning rate", *(_TITLES[metric] for metric in metrics), "seconds of training"]
+    for method in dict.fromkeys(row["method"] for row in scores):
+        own = [row for row in scores if row["method"] == method]
+        found = [[row["value"] for row in own if row["metric"] == metric] for metric in metrics]
+        seconds = [
+            row["seconds"] for row in own if row["metric"] == metrics[0] and row["seconds"] is not None
+        ]
+        yield [
+            f"`{method}`",
+            "" if own[0]["lr"] is None else f"{own[0]['lr']:g}",
+            *(_spread(values, metric) for values, metric in zip(found, metrics, strict=True)),
+            f"{statistics.mean(seconds):.0f}" if seconds else "",
+        ]
+
+
+def _differences(rows: Sequence[Row]) -> Iterable[Sequence[str]]:
+    """Yield the head, and one line for each other method."""
+    pairs = [row for row in rows if "minus" in row]
+    metrics = list(dict.fromkeys(row["metric"] for row in pairs))
+    yield ["`ammd` minus", *(_TITLES[metric] for metric in metrics)]
+    for rival in dict.fromkeys(row["minus"] for row in pairs):
+        line = [f"`{rival}`"]
+        for metric in metrics:
+            (row,) = [one for one in pairs if (one["minus"], one["metric"]) == (rival, metric)]
+            by = _scale(metric)
+            text = f"{by * row['difference']:+.2f} ({by * row['low']:+.2f} to {by * row['high']:+.2f})"
+            line.append(f"**{text}**" if row["low"] > 0 or row["high"] < 0 else text)
+        yield line
+
+
+def _spread(values: Sequence[float], metric: str) -> str:
+    by = _scale(metric)
+    text = f"{by * statistics.mean(values):.2f}"
+    return f"{text} ± {by * statistics.stdev(values):.2f}" if len(values) > 1 else text
+
+
+def _scale(metric: str) -> float:
+    return 100.0 if _TITLES[metric].endswith("%") else 1.0
+
+
+def _table(lines: Iterable[Sequence[str]]) -> str:
+    head, *rows = lines
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
