@@ -6,12 +6,14 @@
 A task's recipe gives teacher, student, texts and steps; `--set` changes it. One warm start serves all methods and
 seeds; from it each is trained for the recipe's steps, on the same texts with the task's own right answers. A method's
 learning rate is the one after which its student is best on rows of the train split that nobody was trained on.
-Students, warm start and teacher answer the same rows of the test split, as `ammd eval --task` asks them.
+Students, warm start and teacher answer the same rows of the test split, as `ammd eval --task` asks them, and others of
+the train split that nobody was trained on, if there are any: a test split can be of another kind, as Tatoeba's here is
+of longer sentences.
 
 Each training with its scores is a cell, kept in WORK_DIR, so an interrupted comparison goes on; with `--max-cells N`
 each worker ends after N of them, and the last call publishes. Prints one JSON line last and writes
-`benchmarks/results/tasks.json`. Rows: task, method, seed, metric, value; and AMMD minus each other method, with a 95
-% interval over the task's rows and the seeds, of training and of sampling where answers are drawn.
+`benchmarks/results/tasks.json`. Rows: task, split, method, seed, metric, value; and AMMD minus each other method, with
+a 95 % interval over the task's rows and the seeds, of training and of sampling where answers are drawn.
 """
 
 from __future__ import annotations
@@ -46,6 +48,8 @@ from ammd.runtime.model_file import read_model_file
 from ammd.runtime.task_run import TaskQuestions, load_questions, score_task
 from ammd.runtime.task_scores import METRICS as TASK_METRICS
 from ammd.runtime.task_scores import TaskMetric, compare_metric, summarize
+from ammd.task import TaskKind
+from ammd.task_data import digest_rows
 
 REFERENCE = "ammd"  # with the objective of the task's recipe
 RIVALS = ("sft", "forward_kl", "gkd")
@@ -66,8 +70,8 @@ class TaskSetting:
 
     recipe: Recipe
     folder: Path
-    test: TaskQuestions
-    dev: TaskQuestions
+    dev: TaskQuestions  # of the train split, to choose learning rates by
+    judged: Mapping[str, TaskQuestions]  # of the test split, and `unseen` ones of the train split
 
     def objective(self, plan: Plan) -> dict[str, Any]:
         """Return the second phase of a method, in the form that a recipe has it."""
@@ -83,7 +87,12 @@ class TaskSetting:
     @property
     def metrics(self) -> tuple[TaskMetric, ...]:
         """Return what the task is judged by, the first of them first."""
-        return TASK_METRICS[self.test.task.kind]
+        return TASK_METRICS[self.kind]
+
+    @property
+    def kind(self) -> TaskKind:
+        """Return what the task is."""
+        return self.dev.task.kind
 
 
 def main() -> None:
@@ -100,7 +109,7 @@ def main() -> None:
     rows = [row for task, setting in settings.items() for row in rows_of(task, setting, results)]
     facts = {
         task: {
-            "questions": setting.test.as_json(),
+            "questions": {split: questions.as_json() for split, questions in setting.judged.items()},
             "recipe": setting.recipe.model_dump(mode="json", include={"prepare", "distill"}),
             "methods": {
                 method: setting.objective({"method": method, "lr": None})
@@ -139,12 +148,17 @@ def setting_of(task: str, arguments: argparse.Namespace) -> TaskSetting:
     if not (folder / "start").is_dir():
         write_part("start", folder, lambda start: prepare(recipe, start))
     seen = {example.prompt for example in read_examples(folder / "start" / "prepared" / "train.jsonl")}
-    unseen = tuple(row for row in all_rows.rows if row.prompt not in seen)[:_TUNING_ROWS]
+    unseen = tuple(row for row in all_rows.rows if row.prompt not in seen)
+    judged = {"test": load_questions(name, data=data, limit=arguments.rows)}
+    if others := unseen[_TUNING_ROWS:][: arguments.rows]:
+        judged["unseen"] = TaskQuestions(
+            task=all_rows.task, rows=others, digest=digest_rows(all_rows.task, "train", others, data=data)
+        )
     return TaskSetting(
         recipe=recipe,
         folder=folder / "start",
-        test=load_questions(name, data=data, limit=arguments.rows),
-        dev=replace(all_rows, rows=unseen),
+        dev=replace(all_rows, rows=unseen[:_TUNING_ROWS]),
+        judged=judged,
     )
 
 
@@ -211,11 +225,11 @@ def compute(
 
 def cell_name(setting: TaskSetting, plan: Plan) -> str:
     """Return a name that changes with anything that changes the result."""
-    questions = setting.test if plan["part"] == "test" else setting.dev
+    asked = [setting.dev] if plan["part"] == "dev" else list(setting.judged.values())
     objective = {} if plan["method"] in UNTRAINED else setting.objective(plan)
     settings = setting.recipe.model_dump(mode="json", include={"prepare", "distill"})
-    rows = [row.line for row in questions.rows]
-    whole = json.dumps([settings, objective, dict(plan), questions.sha256, rows], sort_keys=True)
+    rows = [[questions.sha256, [row.line for row in questions.rows]] for questions in asked]
+    whole = json.dumps([settings, objective, dict(plan), rows], sort_keys=True)
     digest = hashlib.sha256(whole.encode()).hexdigest()[:10]
     return f"{plan['task']}/{plan['method']}-{plan['part']}-{plan['seed']}-{digest}"
 
@@ -232,8 +246,12 @@ def result_of(setting: TaskSetting, plan: Plan) -> Result:
             try:
                 seconds = train(setting, plan, model)
             except DistillError as exc:
-                return {"rows": [], "failure": str(exc), "seconds": None}
-        rows = judge(setting, model, plan["part"], Path(scratch) / "answers")
+                return {"rows": {}, "failure": str(exc), "seconds": None}
+        asked = {"dev": setting.dev} if plan["part"] == "dev" else setting.judged
+        rows = {
+            split: judge(setting, model, questions, Path(scratch) / split)
+            for split, questions in asked.items()
+        }
     trained_on = {"cpu": describe_machine()["cpu"], "device": describe_device(choose_device("auto"))}
     return {"rows": rows, "failure": None, "seconds": seconds, "trained_on": trained_on}
 
@@ -260,9 +278,8 @@ def train(setting: TaskSetting, plan: Plan, student: Path) -> float:
     return float(json.loads(curves.read_text(encoding="utf-8").splitlines()[-1])["seconds"])
 
 
-def judge(setting: TaskSetting, model: Path, part: str, answers: Path) -> list[dict[str, Any]]:
-    """Return what each row of a part adds to the task's metrics."""
-    questions = setting.test if part == "test" else setting.dev
+def judge(setting: TaskSetting, model: Path, questions: TaskQuestions, answers: Path) -> list[dict[str, Any]]:
+    """Return what each row adds to the task's metrics."""
     with progress("answers", questions.jobs) as report:
         scores = score_task(
             ArtifactRef(name="student", path=model),
@@ -283,7 +300,7 @@ def best_rates(setting: TaskSetting, tuned: Sequence[Result]) -> dict[str, float
     def worth(one: Result) -> float:
         if one["failure"]:
             return -math.inf
-        return sign * float(summarize(setting.test.task.kind, one["rows"])[first.key]["value"])
+        return sign * float(summarize(setting.kind, one["rows"]["dev"])[first.key]["value"])
 
     methods = dict.fromkeys(one["method"] for one in tuned)
     best = {method: max((one for one in tuned if one["method"] == method), key=worth) for method in methods}
@@ -291,8 +308,7 @@ def best_rates(setting: TaskSetting, tuned: Sequence[Result]) -> dict[str, float
 
 
 def rows_of(task: str, setting: TaskSetting, results: Sequence[Result]) -> Iterator[dict[str, Any]]:
-    """Yield one flat row for each method, seed and metric, then AMMD minus each other method."""
-    kind = setting.test.task.kind
+    """Yield one flat row for each method, split, seed and metric, then AMMD minus each other method."""
     by_method: dict[str, list[Result]] = {}
     for one in results:
         if one["task"] == task:
@@ -302,28 +318,33 @@ def rows_of(task: str, setting: TaskSetting, results: Sequence[Result]) -> Itera
             named = {"task": task, "method": method, **{key: one[key] for key in ("seed", "lr", "seconds")}}
             if one["failure"]:
                 yield named | {"metric": "failure", "value": one["failure"]}
-            for metric, found in summarize(kind, one["rows"]).items() if one["rows"] else ():
-                yield named | {"metric": metric, **found}
+            for split, rows in one["rows"].items():
+                for metric, found in summarize(setting.kind, rows).items():
+                    yield named | {"split": split, "metric": metric, **found}
     for method in [one for one in by_method if one not in (REFERENCE, *UNTRAINED)]:
-        whole = {one: pooled(by_method[one]) for one in (method, REFERENCE)}
-        for metric in setting.metrics:
-            found = compare_metric(metric, whole[method], whole[REFERENCE])
-            if found is not None:
-                yield {
-                    "task": task,
-                    "method": REFERENCE,
-                    "minus": method,
-                    "metric": metric.key,
-                    "difference": found.second - found.first,
-                    "low": found.low,
-                    "high": found.high,
-                    "seeds": len(by_method[method]),
-                }
+        for split in setting.judged:
+            whole = {one: pooled(by_method[one], split) for one in (method, REFERENCE)}
+            for metric in setting.metrics:
+                found = compare_metric(metric, whole[method], whole[REFERENCE])
+                if found is not None:
+                    yield {
+                        "task": task,
+                        "split": split,
+                        "method": REFERENCE,
+                        "minus": method,
+                        "metric": metric.key,
+                        "difference": found.second - found.first,
+                        "low": found.low,
+                        "high": found.high,
+                        "seeds": len(by_method[method]),
+                    }
 
 
-def pooled(cells: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return the rows of all seeds of training, each seed of sampling within it one of its own."""
-    return [row | {"seed": f"{one['seed']}/{row['seed']}"} for one in cells for row in one["rows"]]
+def pooled(cells: Sequence[Result], split: str) -> list[dict[str, Any]]:
+    """Return a split's rows of all seeds of training, each seed of sampling within it one of its own."""
+    return [
+        row | {"seed": f"{one['seed']}/{row['seed']}"} for one in cells for row in one["rows"].get(split, ())
+    ]
 
 
 if __name__ == "__main__":

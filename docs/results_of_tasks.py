@@ -18,6 +18,10 @@ _TITLES = {
     "accuracy_of_answer": "by answer, %",
     "exact_match": "exact match, %",
 }
+_SPLITS = {
+    "test": "On the test split",
+    "unseen": "On other rows of the train split, which nobody was trained on",
+}
 
 
 def tasks_part(document: Mapping[str, Any]) -> Iterable[str]:
@@ -39,8 +43,11 @@ def tasks_part(document: Mapping[str, Any]) -> Iterable[str]:
         rows = [row for row in document["rows"] if row["task"] == task]
         yield f"### {task}"
         yield _setting(facts, rows)
-        yield _table(_means(rows))
-        yield _table(_differences(rows))
+        for split in facts["questions"]:
+            of = [row for row in rows if row.get("split") == split]
+            yield f"{_SPLITS[split]}, {facts['questions'][split]['rows']} rows:"
+            yield _table(_means(of))
+            yield _table(_differences(of))
 
 
 def _setting(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -49,12 +56,12 @@ def _setting(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
     layers = f"{student['layers']} layers"
     if student["encoder_layers"]:
         layers = f"{student['encoder_layers']} encoder and {student['layers']} decoder layers"
+    warm, own = distill["warm"]["steps"], distill["objective"]["steps"]
     seeds = {row["seed"] for row in rows if row.get("seed") is not None}
     tuned = f", tuned for {tuning['steps']} steps of {tuning['batch_size']} rows" if tuning else ""
     return (
-        f"`{prepare['task']}`: {prepare['max_prompts']} prompts, {facts['questions']['rows']} rows of the test split. "
-        f"Teacher: {_name(prepare['teacher'])}{tuned}. Student: {layers},\n{distill['warm']['steps']} steps of warm "
-        f"start and {distill['objective']['steps']} of each method, batches of {distill['batch_size']}, "
+        f"`{prepare['task']}`: {prepare['max_prompts']} prompts. Teacher: {_name(prepare['teacher'])}{tuned}. Student: "
+        f"{layers},\n{warm} steps of warm start and {own} of each method, batches of {distill['batch_size']}, "
         f"{len(seeds)} seeds."
     )
 
