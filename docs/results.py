@@ -15,6 +15,7 @@ from typing import Any
 
 from results_of_bench import agreement_part, arm64_part, lm_evaluation_part, projection_part
 from results_of_survival import crash_part, fuzz_part
+from results_of_tasks import tasks_part
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER.parent / "benchmarks" / "results"
@@ -47,6 +48,7 @@ def main(arguments: list[str]) -> int:
         *objectives_part(objectives),
         *real_part(objectives),
         *ablation_part(read("ablation")),
+        *tasks_part(read("tasks")),
         *export_part(read("export")),
         *peers_part(read("export_peers")),
         *agreement_part(read("agreement")),
