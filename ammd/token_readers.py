@@ -2,7 +2,7 @@
 
 A decoder-only model has the prompts padded on the left, so that the last column is every row's next token; what all of
 them begin with is run once. An encoder-decoder encodes the prompts once, padded on the right; its decoder starts all
-rows from the same token and so has nothing to pad.
+rows from the same token and so has nothing to pad. A prompt that several rows have is read once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TokenReader(Protocol):
         ...
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows alone. int64 on the model's device."""
+        """Go on with these rows, each as often as it is named. int64 on the model's device."""
         ...
 
 
@@ -40,7 +40,39 @@ def begin_reading(
 ) -> TokenReader:
     """Return a reader whose first `read` reads the prompts, with room for that many tokens more."""
     kind = TargetReader if is_encoder_decoder(model) else SequenceReader
-    return kind(model, prompts, max_new_tokens=max_new_tokens)
+    different = list(dict.fromkeys(map(tuple, prompts)))
+    reader = kind(model, different, max_new_tokens=max_new_tokens)
+    if len(different) == len(prompts):
+        return reader
+    place = {prompt: row for row, prompt in enumerate(different)}
+    return _Repeated(reader, [place[tuple(prompt)] for prompt in prompts])
+
+
+class _Repeated:
+    """A reader whose rows are multiplied once the prompts are read. Implements `TokenReader`."""
+
+    def __init__(self, reader: TokenReader, rows: Sequence[int]) -> None:
+        """Take the place of each row's prompt among those that `reader` reads."""
+        self._reader = reader
+        self._rows: Sequence[int] | None = rows
+
+    def read(self) -> torch.Tensor:
+        """See `TokenReader`."""
+        read = self._reader.read()
+        if self._rows is None:
+            return read
+        rows = torch.tensor(self._rows, device=read.device)
+        self._rows = None
+        self._reader.keep(rows)
+        return read[rows]
+
+    def append(self, tokens: torch.Tensor) -> None:
+        """See `TokenReader`."""
+        self._reader.append(tokens)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """See `TokenReader`."""
+        self._reader.keep(rows)
 
 
 class SequenceReader:

@@ -98,7 +98,7 @@ _TABLE = (
         name="evaluate",
         module="ammd.runtime.evaluate",
         inputs="EvaluateInputs",
-        code_version=5,
+        code_version=6,
         libraries=(
             "torch",
             "transformers",

@@ -65,6 +65,7 @@ def answer_task(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         room = _room(engine, task, rows, prompts, limit)
         asking = _Asking(task=task, rows=rows, prompts=prompts, window_tokens=min(TEXT_WINDOW_TOKENS, limit))
         if is_torch:
+            _pack(engine)
             yield _about(engine, chat)
             yield from asking.in_batches(engine, jobs, done)
             return
@@ -190,6 +191,12 @@ class _Asking:
     def _record(self, job: Job, found: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
         asked = {"job": job.kind.value, "row": job.row, "seed": job.seed}
         return asked | dict(found) | {"seconds": round(seconds, 6)}
+
+
+def _pack(engine: Any) -> None:
+    from ammd.packed_linear import pack_linears
+
+    pack_linears(engine.model)
 
 
 def _about(engine: Engine, chat_sha256: str | None) -> dict[str, Any]:

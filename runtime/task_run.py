@@ -27,7 +27,7 @@ from .task_jobs import JobKind, jobs_of
 from .task_rows import Asked, RowsFile, open_rows
 from .task_scores import score_answers, score_choices, signatures, summarize
 
-CODE_VERSION = 1  # raised when the same model would say something else to the same task
+CODE_VERSION = 2  # raised when the same model would say something else to the same task
 _LIBRARIES: Mapping[EngineKind, Sequence[str]] = {
     EngineKind.TORCH: ("torch", "transformers"),
     EngineKind.LLAMA_CPP: ("llama-cpp-python",),
