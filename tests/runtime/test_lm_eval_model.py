@@ -10,7 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from ammd.encoder_decoder import load_language_model
 from ammd.errors import EngineError, RecipeError
 from ammd.runtime.artifact_ref import EngineKind
 from ammd.runtime.engine import open_engine
@@ -378,16 +382,30 @@ def test_a_tokenizer_that_adds_its_own_bos_token(tiny_checkpoint: Path, tmp_path
     assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-4)
 
 
-def test_an_encoder_decoder_scores_as_in_the_hugging_face_backend(tiny_t5: Path) -> None:
-    theirs = HFLM(pretrained=str(tiny_t5), device="cpu", dtype="float32", max_length=MAX_LENGTH)
-    ours = EngineLM(tiny_t5, threads=1, max_length=MAX_LENGTH)
-    pairs = [
-        ("the thing", "and an"),
-        ("the cat ", " in the"),
-        ("", "the"),
-        ("too long for it " * 30, "the end"),
-    ]
-    for kind, asked in (("loglikelihood", pairs), ("loglikelihood_rolling", [(text,) for text in TEXTS])):
+SOURCES_AND_TARGETS = (
+    ("the thing", "and an"),
+    ("the cat ", " in the"),
+    ("", "the"),
+    ("too long for it " * 30, "the end"),
+)
+
+
+@pytest.mark.parametrize("name", ["tiny_t5", "tiny_flan_t5"])
+def test_an_encoder_decoder_scores_as_in_the_hugging_face_backend(
+    request: pytest.FixtureRequest, name: str
+) -> None:
+    folder: Path = request.getfixturevalue(name)
+    theirs = HFLM(
+        pretrained=load_language_model(folder, dtype=torch.float32),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        device="cpu",
+        max_length=MAX_LENGTH,
+    )
+    ours = EngineLM(folder, threads=1, max_length=MAX_LENGTH)
+    for kind, asked in (
+        ("loglikelihood", SOURCES_AND_TARGETS),
+        ("loglikelihood_rolling", [(text,) for text in TEXTS]),
+    ):
         found = np.array(getattr(ours, kind)(asks(kind, asked)), dtype=np.float64)
         expected = getattr(theirs, kind)(asks(kind, asked), disable_tqdm=True)
         np.testing.assert_allclose(found, np.array(expected, dtype=np.float64), atol=1e-4)
@@ -396,6 +414,37 @@ def test_an_encoder_decoder_scores_as_in_the_hugging_face_backend(tiny_t5: Path)
     (longer,) = theirs.generate_until(asks("generate_until", [("the thing", settings)]), disable_tqdm=True)
     assert longer.startswith(answer)
     assert answer
+    ours.close()
+
+
+def test_a_tied_head_is_scored_alike_by_the_backend_that_loads_the_folder_itself(tiny_t5: Path) -> None:
+    theirs = HFLM(pretrained=str(tiny_t5), device="cpu", dtype="float32", max_length=MAX_LENGTH)
+    ours = EngineLM(tiny_t5, threads=1, max_length=MAX_LENGTH)
+    requests = asks("loglikelihood", SOURCES_AND_TARGETS)
+    found = ours.loglikelihood(requests)
+    expected = theirs.loglikelihood(requests, disable_tqdm=True)
+    assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-4)
+    ours.close()
+
+
+def test_a_head_of_its_own_scores_as_it_stands_in_the_file(tiny_flan_t5: Path) -> None:
+    """The harness ties the weights of what it loads; transformers 5 then puts the embedding in the head's place."""
+    stored = load_file(tiny_flan_t5 / "model.safetensors")
+    stacks = AutoModelForSeq2SeqLM.from_pretrained(tiny_flan_t5, dtype=torch.float32).eval()
+    source, target = [7, 8, 9, 1], [11, 5, 12]
+    with torch.inference_mode():
+        read = stacks.get_encoder()(input_ids=torch.tensor([source])).last_hidden_state
+        states = stacks.get_decoder()(
+            input_ids=torch.tensor([[0, *target[:-1]]]), encoder_hidden_states=read
+        ).last_hidden_state[0]
+    nats = {
+        name: (states @ stored[name].T).log_softmax(-1)[range(len(target)), target].sum().item()
+        for name in ("lm_head.weight", "shared.weight")
+    }
+    ours = EngineLM(tiny_flan_t5, threads=1, max_length=MAX_LENGTH)
+    ((found, _),) = ours._loglikelihood_tokens([(None, source, target)])
+    assert found == pytest.approx(nats["lm_head.weight"], abs=1e-4)
+    assert abs(found - nats["shared.weight"]) > 1
     ours.close()
 
 
