@@ -17,15 +17,22 @@ from filelock import FileLock, Timeout
 from ammd.artifact import write_json
 
 Result = dict[str, Any]
+
+
+class Unfinished(Exception):  # noqa: N818  not an error: the next call goes on
+    """As many cells as were asked for have been computed, and others are missing."""
+
+
 _WAIT_SECONDS = 2.0  # between two looks at cells that another worker is computing
 
 
 class Cells:
     """The results of one folder, by name."""
 
-    def __init__(self, folder: Path) -> None:
-        """Take the folder; it may be there already."""
+    def __init__(self, folder: Path, *, at_most: int | None = None) -> None:
+        """Take the folder, which may be there already, and how many cells are to be computed before `Unfinished`."""
         self._folder = folder
+        self._left = at_most
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, name: str) -> Result | None:
@@ -37,9 +44,15 @@ class Cells:
         return found
 
     def compute(self, wanted: Iterable[str], compute: Callable[[str], Result]) -> Mapping[str, Result]:
-        """Return the results of all `wanted`, computing those that no other worker has or is at."""
+        """Return the results of all `wanted`, computing those that no other worker has or is at.
+
+        Raises:
+            Unfinished: Some are missing, and no more are to be computed.
+        """
         names = list(wanted)
         while missing := [name for name in names if self.get(name) is None]:
+            if self._left == 0:
+                raise Unfinished(f"{len(missing)} of {len(names)} cells are missing")
             if not any(self._compute_one(name, compute) for name in missing):
                 time.sleep(_WAIT_SECONDS)
         return {name: result for name in names if (result := self.get(name)) is not None}
@@ -52,6 +65,8 @@ class Cells:
             with FileLock(path.with_suffix(".lock"), timeout=0):
                 if self.get(name) is None:
                     write_json(path, compute(name))
+                    if self._left is not None:
+                        self._left -= 1
         except Timeout:
             return False
         return True

@@ -24,9 +24,11 @@ from ammd.errors import DistillError
 from ammd.machine import describe_machine
 from ammd.runtime.bootstrap import paired_interval
 
-Metrics = dict[str, list[float]]  # by `set/metric`, one number a text
+Metrics = dict[str, list[float]]  # by `set/metric`, one number a text; nats where it is one a byte
 _TUNING_SEED = 100  # none of those that are reported
-_CHOICE = ("own_jsd_nats", "teacher_jsd_nats")  # no method's own loss on both kinds of text
+# No method's own loss on both kinds of text; likelihoods where two vocabularies have no such distance.
+_CHOICE = ("own_jsd_nats", "teacher_jsd_nats", "own_nats_per_byte", "teacher_nats_per_byte")
+_PER_BYTE = "_nats_per_byte"  # a ratio of sums over the texts: nats, over the metric of the same texts' bytes
 _COST_ROUNDS, _COST_STEPS = 3, 12
 
 
@@ -61,6 +63,7 @@ class Comparison:
     seeds: Sequence[int]
     reference: str
     in_time: bool  # also at equal seconds: those that the reference takes
+    max_cells: int | None = None  # that a worker computes before `Unfinished`
 
 
 def run_comparison(comparison: Comparison, *, jobs: int) -> list[Result]:
@@ -72,12 +75,16 @@ def run_comparison(comparison: Comparison, *, jobs: int) -> list[Result]:
 
 
 def results_of(comparison: Comparison) -> list[Result]:
-    """Return every judged cell, computing what no other worker has or is at."""
+    """Return every judged cell, computing what no other worker has or is at.
+
+    Raises:
+        Unfinished: Some are missing after `max_cells` more have been computed.
+    """
     import torch
 
     setting, methods = comparison.setting, comparison.methods
     torch.set_num_threads(setting.threads)
-    cells = Cells(setting.work / "cells")
+    cells = Cells(setting.work / "cells", at_most=comparison.max_cells)
     rates = tuned_rates(cells, setting, methods)
     budgets = {"steps": dict.fromkeys(methods, setting.steps)}
     if comparison.in_time:
@@ -125,8 +132,9 @@ def tuned_rates(cells: Cells, setting: Setting, methods: Mapping[str, Method]) -
     found = cells.compute(plans, lambda key: train_and_judge(setting, methods[names[key]], plans[key]))
 
     def distance(key: str) -> float:
-        chosen = [values for name, values in found[key]["metrics"].items() if name.endswith(_CHOICE)]
-        return sum(map(statistics.mean, chosen)) if chosen else math.inf
+        metrics = found[key]["metrics"]
+        chosen = [mean_of(metrics, name) for name in metrics if name.endswith(_CHOICE)]
+        return sum(chosen) if chosen else math.inf
 
     nearest = {name: min((key for key in plans if names[key] == name), key=distance) for name in methods}
     return {name: float(plans[key]["lr"]) for name, key in nearest.items()}
@@ -188,10 +196,29 @@ def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
         named = {key: result[key] for key in ("method", "budget", "seed", "steps", "lr", "seconds")}
         if result["failure"]:
             rows.append(named | {"set": None, "metric": "failure", "value": result["failure"]})
-        for name, values in result["metrics"].items():
+        for name in result["metrics"]:
             judged_on, _, metric = name.partition("/")
-            rows.append(named | {"set": judged_on, "metric": metric, "value": statistics.mean(values)})
+            rows.append(
+                named | {"set": judged_on, "metric": metric, "value": mean_of(result["metrics"], name)}
+            )
     return rows
+
+
+def mean_of(metrics: Metrics, name: str) -> float:
+    """Return a metric's mean over the texts, or over their bytes where it is one a byte."""
+    over = bytes_of(metrics, name)
+    return sum(metrics[name]) / sum(over) if over else statistics.mean(metrics[name])
+
+
+def bytes_of(metrics: Metrics, name: str) -> list[float] | None:
+    """Return the bytes of each text that a metric is one a byte of; None for any other."""
+    return metrics[f"{name.removesuffix(_PER_BYTE)}_bytes"] if name.endswith(_PER_BYTE) else None
+
+
+def bytes_of_all(by_seed: Mapping[int, Metrics], seeds: Sequence[int], name: str) -> list[list[float]] | None:
+    """Return `bytes_of` for each seed."""
+    found = [over for seed in seeds if (over := bytes_of(by_seed[seed], name))]
+    return found or None
 
 
 def machines_of(results: Sequence[Result]) -> list[dict[str, str]]:
@@ -218,6 +245,8 @@ def comparisons(results: Sequence[Result], *, reference: str) -> list[dict[str, 
                 [base[seed][key] for seed in seeds],
                 [by_seed[seed][key] for seed in seeds],
                 generator=np.random.default_rng(0),
+                first_over=bytes_of_all(base, seeds, key),
+                second_over=bytes_of_all(by_seed, seeds, key),
             )
             named = {"method": reference, "minus": name, "budget": budget, "seeds": len(seeds)}
             found = {"difference": mean, "low": low, "high": high}
