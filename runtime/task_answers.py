@@ -92,13 +92,26 @@ class _Asking:
     window_tokens: int
 
     def in_batches(self, engine: Any, jobs: Sequence[Job], done: set[Job]) -> Iterator[dict[str, Any]]:
-        """Give the records of a checkpoint's jobs: answers in batches of like length, the others one by one."""
-        for batch in self._batches(jobs):
-            todo = [job for job in batch if job not in done]
-            if todo and batch[0].kind is JobKind.ANSWER:
-                yield {"records": [one for one in self._batch(engine, batch) if job_of(one) in todo]}
-            elif todo:
-                yield from self.ask(engine, todo)
+        """Give the records of a checkpoint's jobs: prompts in batches of like length, texts one by one."""
+        ask = {JobKind.ANSWER: self._answer_batch, JobKind.CHOICES: self._choices_batch}
+        for kind in dict.fromkeys(job.kind for job in jobs):
+            alike = [job for job in jobs if job.kind is kind]
+            if kind is JobKind.TEXT:
+                yield from self.ask(engine, [job for job in alike if job not in done])
+                continue
+            for batch in self._batches(engine, alike):
+                todo = [job for job in batch if job not in done]
+                if todo:
+                    started = time.perf_counter()
+                    found = ask[kind](engine, batch)
+                    seconds = (time.perf_counter() - started) / len(batch)
+                    yield {
+                        "records": [
+                            self._record(job, one, seconds=seconds)
+                            for job, one in zip(batch, found, strict=True)
+                            if job in todo
+                        ]
+                    }
 
     def ask(self, engine: Engine, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
         """Give the record of each job, asked by itself."""
@@ -108,20 +121,19 @@ class _Asking:
             found = measure[job.kind](engine, job)
             yield {"records": [self._record(job, found, seconds=time.perf_counter() - started)]}
 
-    def _batches(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
-        answers = [job for job in jobs if job.kind is JobKind.ANSWER]
-        yield from ([job] for job in jobs if job.kind is not JobKind.ANSWER)
+    def _batches(self, engine: Engine, jobs: Sequence[Job]) -> Iterator[list[Job]]:
         batch: list[Job] = []
-        for job in sorted(answers, key=lambda job: len(self.prompts[job.row].ids)):
-            width = len(self.prompts[job.row].ids) + self.task.response_tokens
-            if batch and (len(batch) == _BATCH_ROWS or (len(batch) + 1) * width > _BATCH_TOKENS):
+        for job in sorted(jobs, key=lambda job: len(self.prompts[job.row].ids)):
+            width = len(self.prompts[job.row].ids) + _beside(engine, self.task, self.rows[job.row])
+            readings = len(self.rows[job.row].choices) if job.kind is JobKind.CHOICES else 1
+            if batch and (len(batch) == _BATCH_ROWS or (len(batch) + 1) * width * readings > _BATCH_TOKENS):
                 yield batch
                 batch = []
             batch.append(job)
         if batch:
             yield batch
 
-    def _batch(self, engine: Any, batch: Sequence[Job]) -> list[dict[str, Any]]:
+    def _answer_batch(self, engine: Any, batch: Sequence[Job]) -> list[dict[str, Any]]:
         import numpy as np
         import torch
 
@@ -133,7 +145,6 @@ class _Asking:
             uniform = torch.tensor([generators[row].random() for row in rows.tolist()], dtype=torch.float32)
             return draw(logits, temperature=self.task.temperature, uniform=uniform)
 
-        started = time.perf_counter()
         found, _ = decode_batch(
             engine.model,
             [self.prompts[job.row].ids for job in batch],
@@ -141,10 +152,23 @@ class _Asking:
             end_token_ids=engine.end_token_ids,
             choose=choose,
         )
-        seconds = (time.perf_counter() - started) / len(batch)
+        return [self._said(engine, job, ids) for job, ids in zip(batch, found, strict=True)]
+
+    def _choices_batch(self, engine: Any, batch: Sequence[Job]) -> list[dict[str, Any]]:
+        from .torch_batch import response_logprobs
+
+        asked = [
+            (self.prompts[job.row].ids, engine.tokenize(choice))
+            for job in batch
+            for choice in self.rows[job.row].choices
+        ]
+        logprobs = iter(response_logprobs(engine.model, asked))
         return [
-            self._record(job, self._said(engine, job, ids), seconds=seconds)
-            for job, ids in zip(batch, found, strict=True)
+            {
+                "logprobs": [next(logprobs) for _ in self.rows[job.row].choices],
+                "shortened": self.prompts[job.row].shortened,
+            }
+            for job in batch
         ]
 
     def _answer(self, engine: Engine, job: Job) -> dict[str, Any]:

@@ -5,8 +5,11 @@ While scoring, logits exist for one row's response at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
+
+from .likelihood import token_logprobs
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +90,32 @@ def response_states(model: PreTrainedModel, pairs: Pairs) -> Iterator[tuple[int,
         batch = [pairs[place] for place in places]
         found = _target_states(model, batch) if is_encoder_decoder(model) else _sequence_states(model, batch)
         yield from zip(places, found, strict=True)
+
+
+def response_logprobs(model: PreTrainedModel, pairs: Pairs) -> list[float]:
+    """Return log p in nats of each pair's response, summed in float64; 0 of an empty one.
+
+    What precedes the last token is read once for all pairs that share it: the prompt, of responses of one token.
+
+    Raises:
+        EngineError: Logits are no numbers.
+    """
+    import torch
+
+    readings: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
+    for place, (prompt, response) in enumerate(pairs):
+        if response:
+            readings.setdefault((tuple(prompt), tuple(response[:-1])), []).append(place)
+    found = [0.0] * len(pairs)
+    groups = list(readings.values())
+    head = model.get_output_embeddings()
+    for reading, states in response_states(model, [pairs[places[0]] for places in groups]):
+        with torch.inference_mode():
+            logits = head(states).float().numpy()
+        for place in groups[reading]:
+            logprobs, _ = token_logprobs(logits, pairs[place][1])
+            found[place] = math.fsum(logprobs)
+    return found
 
 
 def _sequence_states(model: PreTrainedModel, batch: Pairs) -> Iterator[Tensor]:

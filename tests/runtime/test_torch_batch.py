@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ammd.runtime import torch_batch
+from ammd.runtime.likelihood import score_continuations
 from ammd.runtime.torch_engine import TorchEngine, load_model
 
 PROMPTS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45]]
@@ -109,3 +110,16 @@ def assert_nats_of_single_passes(
         logprobs = torch.tensor(rows).log_softmax(-1)
         expected = [-float(logprobs[at, token]) for at, token in enumerate(response)]
         assert found[place] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tiny_checkpoint", "tiny_t5"])
+def test_choices_of_many_rows_are_as_likely_as_one_by_one(name: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(name)
+    prompts = [[5, 20, 30, 40], [5, 9], [6, 7, 8]]
+    choices: list[list[int]] = [[11], [12], [], [11, 13, 14], [11, 13, 15]]
+    with TorchEngine(folder, threads=1, context_tokens=32) as engine:
+        expected = [one.logprob for prompt in prompts for one in score_continuations(engine, prompt, choices)]
+        found = torch_batch.response_logprobs(
+            engine.model, [(prompt, choice) for prompt in prompts for choice in choices]
+        )
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)  # float32 logits
