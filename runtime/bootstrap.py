@@ -2,12 +2,15 @@
 
 Samples of one process are more alike than those of two: each process has its own memory layout and its own moment on
 the machine. So processes are drawn first, with replacement, then samples within each, as many as it has. An interval is
-the middle 95 % of what the draws give. With few processes it is a little too narrow, with one it knows nothing of their
-differences.
+the middle 95 % of what the draws give.
+
+Of n processes, seeds or prompts, n - 1 are drawn: means of n draws would have (n - 1) / n of the variance that means of
+n such samples have, and of 5 seeds an interval that is a tenth too narrow. What few do not show of how much they differ
+stays unknown: where nothing but 5 seeds differs, the interval holds the truth 88 times of 100, and of one seed or
+process it knows nothing.
 
 Where another run will land is another question than where the true median lies: both runs are off. `next_interval`
-draws both, each with one process fewer than there are, and widens the result by Student's t, for what few processes do
-not show of how much they differ.
+draws both and widens the result by Student's t, for what few processes do not show.
 
 Two models, or two ways of training, that were judged on the same prompts are compared prompt by prompt:
 `paired_interval` draws the prompts, and what both did on each stays together.
@@ -16,8 +19,8 @@ A score of a whole corpus, as BLEU, is no mean of scores: `corpus_draws` draws r
 corpus that comes of it from the rows' own counts.
 
 Sources: Kalibera and Jones 2013, Rigorous benchmarking in reasonable time (random effects at every level of
-repetition); Rao and Wu 1988, Resampling inference with complex survey data (n - 1 of n draws give the variance without
-bias); Abramowitz and Stegun, 26.7.5 (quantiles of Student's t).
+repetition); Rao and Wu 1988, Resampling inference with complex survey data (n - 1 draws of n give the variance of a
+mean without bias); Abramowitz and Stegun, 26.7.5 (quantiles of Student's t).
 """
 
 from __future__ import annotations
@@ -54,8 +57,7 @@ def next_interval(samples: Samples, *, generator: np.random.Generator) -> tuple[
     """Return where the median of another run of as many processes and samples will lie, 95 times of 100."""
     import numpy as np
 
-    fewer = max(1, len(samples) - 1)
-    ratios = _medians(samples, generator, processes=fewer) / _medians(samples, generator, processes=fewer)
+    ratios = _medians(samples, generator) / _medians(samples, generator)
     low, high = (_wider(end, processes=len(samples)) for end in middle(ratios))
     median = float(np.median(np.concatenate([np.asarray(one, dtype=np.float64) for one in samples])))
     return median * low, median * high
@@ -85,8 +87,8 @@ def paired_interval(
         for of, over in ((first, first_over), (second, second_over))
     ]
     seeds, prompts = sides[0][0].shape
-    seed = generator.integers(seeds, size=(DRAWS, seeds, 1))
-    prompt = generator.integers(prompts, size=(DRAWS, 1, prompts))
+    seed = generator.integers(seeds, size=(DRAWS, _draws_of(seeds), 1))
+    prompt = generator.integers(prompts, size=(DRAWS, 1, _draws_of(prompts)))
     means, drawn = [], []
     for of, over in sides:
         means.append(float(of.sum() / over.sum()))
@@ -115,11 +117,11 @@ def corpus_draws(
     import numpy as np
 
     seeds, rows, _ = counts.shape
-    drawn_seeds = generator.integers(seeds, size=(DRAWS, seeds))
+    drawn_seeds = generator.integers(seeds, size=(DRAWS, _draws_of(seeds)))
     scores: list[list[float]] = []
     for start in range(0, DRAWS, step := max(1, _COUNTS_AT_ONCE // rows)):
         size = min(step, DRAWS - start)
-        times = generator.multinomial(rows, np.full(rows, 1 / rows), size=size).astype(np.float64)
+        times = generator.multinomial(_draws_of(rows), np.full(rows, 1 / rows), size=size).astype(np.float64)
         totals = (times @ counts).swapaxes(0, 1)  # [size][S][K]; whole numbers stay whole
         scores += [[score(sums) for sums in of_draw] for of_draw in totals.tolist()]
     means: NDArray[np.float64] = np.take_along_axis(np.asarray(scores), drawn_seeds, axis=1).mean(axis=1)
@@ -166,11 +168,18 @@ def simultaneous_intervals(
     widths = np.zeros_like(means)
     if moving.any():
         largest = np.nanmax(np.abs(deviations[:, moving]) / errors[moving], axis=1)
-        widths[moving] = np.quantile(largest, 0.95) * errors[moving]
+        counted = counts[moving].sum(axis=1)
+        unbiased = errors[moving] * np.sqrt(counted / (counted - 1))  # as `_draws_of`, slice by slice
+        widths[moving] = np.quantile(largest, 0.95) * unbiased
     return [
         (float(mean), float(mean - width), float(mean + width))
         for mean, width in zip(means, widths, strict=True)
     ]
+
+
+def _draws_of(count: int) -> int:
+    """Return how many of `count` seeds, rows, prompts or processes are drawn: see the module's docstring."""
+    return max(1, count - 1)
 
 
 def _wider(ratio: float, *, processes: int) -> float:
@@ -187,10 +196,8 @@ def _wider(ratio: float, *, processes: int) -> float:
     return float(ratio ** (student / z))
 
 
-def _medians(
-    samples: Samples, generator: np.random.Generator, *, processes: int | None = None
-) -> NDArray[np.float64]:
-    """Return the medians of all draws; `processes` is how many are drawn, as many as there are if not said."""
+def _medians(samples: Samples, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Return the medians of all draws."""
     import numpy as np
 
     counts = np.array([len(one) for one in samples])
@@ -198,7 +205,7 @@ def _medians(
     values = np.full((len(samples), longest), np.nan)
     for row, one in zip(values, samples, strict=True):
         row[: len(one)] = one
-    process = generator.integers(len(samples), size=(DRAWS, processes or len(samples), 1))
+    process = generator.integers(len(samples), size=(DRAWS, _draws_of(len(samples)), 1))
     sample = generator.integers(counts[process], size=(*process.shape[:2], longest))
     drawn = values[process, sample]
     drawn[np.arange(longest) >= counts[process]] = np.nan  # no more draws than a process has samples

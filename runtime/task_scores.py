@@ -4,7 +4,7 @@ A row's scores hold, for each metric, its own value or the counts that it adds t
 nothing else: the number of all rows, and its interval, from corpora of rows that are drawn with replacement. Where
 answers are drawn at a temperature, a number is the mean over the sampling seeds of the whole corpus' score, and the
 interval is over rows and seeds, which are drawn independently of each other: a row has all its answers in a draw, one
-for each seed that is drawn. Five seeds are few: what they differ by is a tenth too narrow in it.
+for each seed that is drawn.
 
 ROUGE is rouge-score's, BLEU and chrF are sacrebleu's, whose counts of a row are kept; `signatures` says how each was
 computed. Accuracies by likelihood are lm-evaluation-harness's `acc` and `acc_norm`, the latter by bytes.
