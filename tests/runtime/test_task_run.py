@@ -216,7 +216,7 @@ def test_a_killed_evaluation_goes_on(
     tiny_gguf: Path, questions: Callable[..., TaskQuestions], tmp_path: Path
 ) -> None:
     """A real process, killed while it answers."""
-    asked = questions("instruction", count=60, response_tokens=200)
+    asked = questions("instruction", count=24, response_tokens=100)
     out = tmp_path / "out"
     command = [sys.executable, "-c", "from ammd.pipeline.cli import main; main()", "eval", str(tiny_gguf)]
     command += [
@@ -230,16 +230,18 @@ def test_a_killed_evaluation_goes_on(
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     file = out / "t" / "gguf-f32" / "rows.jsonl"
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and (not file.exists() or file.read_bytes().count(b"\n") < 5):
+    while time.monotonic() < deadline and (not file.exists() or file.read_bytes().count(b"\n") < 3):
         assert process.poll() is None
-        time.sleep(0.01)
+        time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = file.read_bytes().rpartition(b"\n")[0]
-    assert 4 <= kept.count(b"\n") < 60
+    assert 2 <= kept.count(b"\n") < 24
     found = score(tiny_gguf, asked, out, name="gguf-f32")
     assert file.read_bytes().startswith(kept)
-    assert found.document["metrics"] == score(tiny_gguf, asked, tmp_path / "other").document["metrics"]
+    undisturbed = score(tiny_gguf, asked, tmp_path / "other")
+    assert texts_of(found) == texts_of(undisturbed)
+    assert found.document["metrics"] == undisturbed.document["metrics"]
 
 
 def test_answers_of_another_model_task_or_rows_are_not_mixed_in(
