@@ -1,8 +1,14 @@
 """`ammd eval --task`: what it prints and writes, and what it refuses."""
 
 import json
+import statistics
 
 import pytest
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+
+from ammd.encoder_decoder import load_language_model
+from ammd.export.to_gguf import write_gguf
 
 TASK = """\
 name = "capitals"
@@ -113,6 +119,70 @@ def test_an_unknown_task_and_missing_data_are_one_line(task, tiny_checkpoint, am
     status, _, err = ammd("eval", str(tiny_checkpoint), "--task", task, "--task", task, "--data", ".")
     assert status == 2
     assert "two tasks have the same name" in err
+
+
+SUMMARIES = """\
+name = "summaries"
+version = 1
+description = "Summaries"
+kind = "summarization"
+prompt = "summarize: {text}"
+references = "summary"
+response_tokens = 12
+
+[data]
+test = "texts.jsonl"
+"""
+SOURCES = (
+    "Water that falls as rain runs down in small streams.",
+    "People have built towns on these flat places.",
+    "The quick brown fox jumps over the lazy dog.",
+)
+
+
+def test_an_encoder_decoder_is_worth_what_transformers_greedy_text_is(
+    unigram_t5, ammd, tmp_path, monkeypatch
+):
+    """Greedy answers by `generate`, scored by rouge-score."""
+    from transformers import AutoTokenizer
+
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(unigram_t5),
+        load_language_model(unigram_t5, dtype=torch.float32),
+    )
+    answers = []
+    for text in SOURCES:
+        source = tokenizer(f"summarize: {text}", return_tensors="pt")
+        said = model.generate(**source, max_new_tokens=12, do_sample=False)
+        answers.append(tokenizer.decode(said[0], skip_special_tokens=True).strip())
+    summaries = [f"{answer[: len(answer) // 2]} and so on" for answer in answers]
+    (tmp_path / "summaries.toml").write_text(SUMMARIES)
+    rows = [{"text": text, "summary": right} for text, right in zip(SOURCES, summaries, strict=True)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    scores = [scorer.score(right, answer) for right, answer in zip(summaries, answers, strict=True)]
+    rouge = {
+        key: statistics.fmean(one[kind].fmeasure for one in scores)
+        for key, kind in (("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL"))
+    }
+    assert 0 < rouge["rouge_l"] < 1
+    write_gguf(unigram_t5, tmp_path / "student-f32.gguf", name="tiny", type_name="f32")
+
+    monkeypatch.chdir(tmp_path)
+    options = ("--task", "summaries.toml", "--data", ".", "--out", "scores", "--json", "--quiet")
+    status, out, err = ammd("eval", str(unigram_t5), "student-f32.gguf", *options)
+    assert status == 0, err
+    models = json.loads(out)["models"]
+    assert len(models) == 2
+    written = [
+        json.loads(line) for line in (tmp_path / "scores" / "task_rows.jsonl").read_text().splitlines()
+    ]
+    for one in models:
+        own = [row for row in written if row["model"] == one["name"]]
+        assert [row["text"] for row in own] == answers
+        metrics = one["tasks"]["summaries"]["metrics"]
+        found = {key: metrics[key]["value"] for key in rouge}
+        assert found == pytest.approx(rouge)
 
 
 def test_another_models_answers_are_refused(task, tiny_checkpoint, build_checkpoint, ammd, tmp_path):
