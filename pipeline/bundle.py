@@ -40,7 +40,7 @@ from .bundle_choice import Target, budget_of, choose
 from .bundle_manifest import build_manifest, is_bundle
 from .cache import Done, run_lock
 from .license_note import license_text
-from .model_card import read_context_tokens, render_card
+from .model_card import read_student_config, render_card
 from .run_folder import CARD_NAME
 from .runs import read_finished
 from .sbom import SBOM_NAME, write_sbom
@@ -185,7 +185,7 @@ def _describe(
     manifest = build_manifest(summary, done, target=target.value, rows=rows, paths=paths, budget=budget)
     card = render_card(
         {**summary, "artifacts": rows},
-        model_context_tokens=read_context_tokens(done["distill"].folder / "student"),
+        student_config=read_student_config(done["distill"].folder / "student"),
         paths=paths,
     )
     (folder / CARD_NAME).write_text(card, encoding="utf-8")

@@ -68,6 +68,7 @@ def build_manifest(
         "training": summary["training"],
         "tuning": summary["tuning"],
         "vocabulary": summary["vocabulary"],
+        "match": summary["match"],
         "imatrix": summary["imatrix"],
         "stages": [_stage(item) for item in done.values()],
         "measured_on": summary["measured_on"],

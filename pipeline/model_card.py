@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from .file_notes import file_notes
 from .license_note import license_lines
+from .match_note import match_note
+from .page import read_part
 from .recipe_document import BUILTIN, data_name
 
 QUESTION = "Why is the sky blue?"
@@ -28,44 +29,56 @@ LOADERS = {
 
 
 def render_card(
-    summary: Mapping[str, Any], *, model_context_tokens: int | None, paths: Mapping[str, str] | None = None
+    summary: Mapping[str, Any],
+    *,
+    student_config: Mapping[str, Any],
+    paths: Mapping[str, str] | None = None,
 ) -> str:
     """Return the card.
 
     Args:
         summary: The run's document; of a bundle, with only the artifacts in it.
-        model_context_tokens: The longest text that it reads, if its config says so.
+        student_config: The student's config.json: of which kind it is, and the longest text that it reads.
         paths: Where each file lies in a bundle, by name; None where the card is for the run's own folder.
     """
     import jinja2
 
-    source = files("ammd.pipeline").joinpath("model_card.md.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
+        loader=jinja2.FunctionLoader(read_part),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=False,
     )
     environment.filters["yaml"] = lambda text: json.dumps(text, ensure_ascii=False)  # is YAML as well
-    text = environment.from_string(source).render(
+    text = environment.get_template("model_card.md.j2").render(
         summary=summary,
         recipe=summary["recipe"],
         name=summary["recipe"]["name"],
         question=QUESTION,
-        context_tokens=min(_CONTEXT_TOKENS, model_context_tokens or _CONTEXT_TOKENS),
+        context_tokens=_context_tokens(student_config),
+        is_encoder_decoder=bool(student_config.get("is_encoder_decoder")),
         number=_number,
         measurement=_measurement,
         imatrix_path=f"{_EXPORT}/{summary['imatrix']['path']}" if summary["imatrix"] and not paths else None,
         recipe_path="manifest.json" if paths else "recipe.toml",
         **_files(summary, paths),
         **_origin(summary),
+        match_note=match_note(summary),
         **_quality(summary),
     )
     return text.rstrip("\n") + "\n"
 
 
-def read_context_tokens(checkpoint: Path) -> int | None:
-    """Return how long a text a checkpoint's config says that it reads."""
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+def read_student_config(checkpoint: Path) -> dict[str, Any]:
+    """Return the config.json of a checkpoint."""
+    found: dict[str, Any] = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _context_tokens(config: Mapping[str, Any]) -> int:
     found = config.get("max_position_embeddings")
-    return found if isinstance(found, int) else None
+    return min(_CONTEXT_TOKENS, found) if isinstance(found, int) else _CONTEXT_TOKENS
 
 
 def _files(summary: Mapping[str, Any], given: Mapping[str, str] | None) -> dict[str, Any]:
@@ -82,7 +95,8 @@ def _files(summary: Mapping[str, Any], given: Mapping[str, str] | None) -> dict[
     return {
         "paths": paths,
         "gguf": smallest("gguf"),
-        "onnx": smallest("onnx-genai"),
+        "genai": smallest("onnx-genai"),
+        "onnx": smallest("onnx"),
         "formats": " and ".join(formats),
         "library": loaders[0] if loaders else "transformers",
         "tags": [*tags, "distillation", "ammd"],

@@ -49,21 +49,25 @@ def render_page(template: str, **values: Any) -> str:
     from markupsafe import Markup
 
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_read),
+        loader=jinja2.FunctionLoader(read_part),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["words"] = markup_of
-    script = _read("report.js")
+    script = read_part("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
     return environment.get_template(template).render(
-        **values, generator=GENERATOR, policy=policy, script=Markup(script), style=Markup(_read("report.css"))
+        **values,
+        generator=GENERATOR,
+        policy=policy,
+        script=Markup(script),
+        style=Markup(read_part("report.css")),
     )
 
 
@@ -78,5 +82,6 @@ def text_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]
 
 
 @cache
-def _read(name: str) -> str:
+def read_part(name: str) -> str:
+    """Return a template, script or style sheet of the package."""
     return files("ammd.pipeline").joinpath(name).read_text(encoding="utf-8")

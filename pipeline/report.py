@@ -22,7 +22,8 @@ from .bench_tables import UNKNOWN, bench_blocks, notes_of
 from .cache import Done
 from .definitions import CURVES, Definitions, read_definitions
 from .file_notes import file_notes
-from .model_card import read_context_tokens, render_card
+from .match_note import match_note
+from .model_card import read_student_config, render_card
 from .page import SERIES, Heading, PageTable, render_page, text_table
 from .page_tables import costs_table, models_table, task_tables
 from .plots import draw_curves
@@ -91,6 +92,7 @@ def render_report(
     return render_page(
         "report.html.j2",
         summary=summary,
+        match_note=match_note(summary),
         verdict=judge(summary),
         tradeoff=build_tradeoff(rows, labels=[label for label, _ in marks], series=[one for _, one in marks]),
         models=models_table(rows, definitions, marks=marks),
@@ -215,8 +217,7 @@ def _write(summary: dict[str, Any], folder: Path, done: Mapping[str, Done]) -> N
         recipe_text=(folder / RECIPE_NAME).read_text(encoding="utf-8"),
         memory=stage_memory(folder),
     )
-    context_tokens = read_context_tokens(done["distill"].folder / "student")
-    card = render_card(summary, model_context_tokens=context_tokens)
+    card = render_card(summary, student_config=read_student_config(done["distill"].folder / "student"))
     for name, text in ((REPORT_NAME, page), (CARD_NAME, card)):
         write_text(folder / name, text)
     write_json(folder / SUMMARY_NAME, summary)

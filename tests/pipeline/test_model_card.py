@@ -1,14 +1,21 @@
 """The model card: front matter that the hub reads, numbers from the run, nothing of this machine, nothing invented."""
 
 import re
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
+from ammd.encoder_decoder import load_language_model
+from ammd.export.optimum_exporter import missing_exporter
+from ammd.export.to_gguf import write_gguf
+from ammd.export.to_standard_onnx import write_standard_onnx
 from ammd.pipeline.license_note import license_lines
-from ammd.pipeline.model_card import render_card
+from ammd.pipeline.model_card import QUESTION, read_student_config, render_card
 from ammd.pipeline.recipe import load_recipe
 from ammd.pipeline.run import run_recipe
 from ammd.pipeline.summary import build_summary
@@ -71,8 +78,8 @@ def summary(tmp_path, recipe_path):
     return found
 
 
-def _card(summary):
-    return render_card(summary, model_context_tokens=512)
+def _card(summary, **config):
+    return render_card(summary, student_config={"max_position_embeddings": 512, **config})
 
 
 def test_models_are_explained_that_are_in_the_table(summary):
@@ -156,6 +163,29 @@ def test_both_stacks_of_an_encoder_decoder_are_told(summary):
     assert "cut to 1 of its 2 encoder and 2 of its 3 decoder layers" in card
 
 
+def test_tokenizers_that_differ_are_told_as_in_the_report(summary):
+    assert "Tokenizers" not in _card(summary)
+    summary["training"] = {**TRAINING, "objective": "ammd"}
+    summary["match"] = {
+        "teacher_tokens": 49152,
+        "student_tokens": 32000,
+        "shared_tokens": 21000,
+        "aligned_share": 0.81,
+        "shared_mass": 0.925,
+        "beginning_mass": 0.07,
+        "remainder_mass": 0.005,
+        "misfit": "",
+    }
+    (line,) = re.findall("^- Tokenizers: (.*)$", _card(summary), flags=re.MULTILINE)
+    assert line == (
+        "Teacher and student have tokenizers of their own: 49,152 and 32,000 tokens, of which they share 21,000. "
+        "In training both distributions were matched on the shared tokens and a remainder, wherever both had said the "
+        "same text. Of the student's response tokens 81 % begin there; tokens that both have hold 92.5 % of the "
+        "teacher's probability at these places, others that count for the shared token they begin with 7.0 %, the "
+        "remainder 0.5 %."
+    )
+
+
 def test_nothing_of_this_machine_is_told(summary, tmp_path):
     card = _card(summary)
     assert str(tmp_path) not in card
@@ -173,6 +203,62 @@ def test_examples_take_the_smallest_file_of_each_kind(summary):
     blocks = _blocks(_card(summary))
     assert blocks.keys() == {"sh", "python"}
     assert "student-f16.gguf" in blocks["python"][0]
+
+
+def _greedy_text(checkpoint):
+    """Return transformers' own answer to the card's question."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    source = tokenizer(QUESTION, return_tensors="pt")
+    assert int(source["input_ids"][0, -1]) == tokenizer.eos_token_id
+    model = load_language_model(checkpoint, dtype=torch.float32)
+    said = model.generate(**source, max_new_tokens=128, do_sample=False)
+    return tokenizer.decode(said[0], skip_special_tokens=True).strip()
+
+
+def _run_example(code, folder):
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_an_encoder_decoder_is_told_as_one(summary):
+    summary["artifacts"] = summary["artifacts"][:2]  # onnxruntime-genai runs none
+    card = _card(summary, is_encoder_decoder=True)
+    assert ModelCard(card).data.pipeline_tag == "text2text-generation"
+    assert "token ids, start token, end tokens and greedy text" in card
+    assert _blocks(card).keys() == {"sh", "python"}
+    assert 'llama-completion -m export/student-q4_k_m.gguf -n 128 -p "' in card
+    assert "apply_chat_template" not in card
+    assert "create_chat_completion" not in card
+
+
+def test_the_example_of_an_encoder_decoders_gguf_writes_transformers_greedy_text(
+    summary, unigram_t5, tmp_path
+):
+    (tmp_path / "export").mkdir()
+    write_gguf(unigram_t5, tmp_path / "export/student-f32.gguf", name="tiny", type_name="f32")
+    summary["artifacts"] = [_artifact("gguf-f32", "gguf", "student-f32.gguf", 1 << 20)]
+    card = render_card(summary, student_config=read_student_config(unigram_t5))
+    (code,) = _blocks(card)["python"]
+    expected = _greedy_text(unigram_t5)
+    assert len(expected) > 20
+    assert _run_example(code, tmp_path) == expected
+
+
+@pytest.mark.skipif(missing_exporter() is not None, reason="optimum-onnx is not installed here")
+def test_the_example_of_an_encoder_decoders_graphs_writes_transformers_greedy_text(
+    summary, unigram_t5, tmp_path
+):
+    (tmp_path / "export").mkdir()
+    write_standard_onnx(unigram_t5, tmp_path / "export/onnx-standard-fp32")
+    summary["artifacts"] = [_artifact("onnx-standard-fp32", "onnx", "onnx-standard-fp32", 1 << 20)]
+    card = render_card(summary, student_config=read_student_config(unigram_t5))
+    (code,) = _blocks(card)["python"]
+    assert _run_example(code, tmp_path) == _greedy_text(unigram_t5)
 
 
 def test_swift_example_calls_what_the_library_exports_and_frees_what_it_makes(summary):
