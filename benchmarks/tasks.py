@@ -228,6 +228,7 @@ def cell_name(setting: TaskSetting, plan: Plan) -> str:
     asked = [setting.dev] if plan["part"] == "dev" else list(setting.judged.values())
     objective = {} if plan["method"] in UNTRAINED else setting.objective(plan)
     settings = setting.recipe.model_dump(mode="json", include={"prepare", "distill"})
+    del settings["distill"]["objective"]  # a rival has its own
     rows = [[questions.sha256, [row.line for row in questions.rows]] for questions in asked]
     whole = json.dumps([settings, objective, dict(plan), rows], sort_keys=True)
     digest = hashlib.sha256(whole.encode()).hexdigest()[:10]

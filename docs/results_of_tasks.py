@@ -36,8 +36,7 @@ def tasks_part(document: Mapping[str, Any]) -> Iterable[str]:
         "the standard deviation between them; learning rates out of\n"
         f"{', '.join(f'{rate:g}' for rate in document['rates'])}, chosen by the first column on other rows. "
         "Differences with their 95 % interval over rows and seeds.\nIn bold what has an interval without 0. "
-        f"{' and '.join(devices) or f'''{machine['cores']} cores of {machine['cpu']}'''}, revision "
-        f"{str(document['revision'])[:7]}."
+        f"Trained on {' and '.join(devices) or machine['cpu']}, revision {str(document['revision'])[:7]}."
     )
     for task, facts in document["settings"].items():
         rows = [row for row in document["rows"] if row["task"] == task]
