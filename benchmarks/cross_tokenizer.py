@@ -1,7 +1,7 @@
 """AMMD beside its rivals where the teacher's tokenizer is not the student's, in minutes on one core.
 
     python benchmarks/cross_tokenizer.py WORK_DIR --data FOLDER [--seeds 0 1 2] [--methods ...] [--max-cells N]
-        [--steps 60] [--rates 1e-3 2e-3 4e-3 8e-3] [--teacher-steps 300] [--texts 512] [--judged 128]
+        [--steps 60] [--rates 2e-3 4e-3 8e-3 1.6e-2] [--teacher-steps 300] [--texts 512] [--judged 128]
 
 `benchmarks/two_vocabularies.py` has teacher, student and texts; FOLDER holds `text-books/`. All methods start from one
 student, which has learnt from the teacher's texts alone, and are trained for as many steps on the same texts: SeqKD

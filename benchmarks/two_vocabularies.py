@@ -72,7 +72,7 @@ class TwoVocabularies:
     """The setting, prepared in `work`. Implements `Setting`."""
 
     STEPS: ClassVar[int] = 60
-    RATES: ClassVar[tuple[float, ...]] = (1e-3, 2e-3, 4e-3, 8e-3)
+    RATES: ClassVar[tuple[float, ...]] = (2e-3, 4e-3, 8e-3, 1.6e-2)
 
     work: Path
     name: str = "pride-and-prejudice"
