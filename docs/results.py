@@ -37,6 +37,10 @@ REAL_METRICS = {
     "sampled_rouge_l_teacher": "ROUGE-L to the teacher, samples",
     "rouge_l_reference": "ROUGE-L to references, greedy",
 }
+BYTE_METRICS = {
+    "teacher_nats_per_byte": "student's nats a byte of the teacher's texts",
+    "own_nats_per_byte": "teacher's nats a byte of the student's samples",
+}
 HIGHER_IS_BETTER = {"rouge_l_teacher", "sampled_rouge_l_teacher", "rouge_l_reference"}
 BUDGETS = {"steps": "At equal steps", "seconds": "At equal seconds"}
 
@@ -49,6 +53,7 @@ def main(arguments: list[str]) -> int:
         *real_part(objectives),
         *ablation_part(read("ablation")),
         *tasks_part(read("tasks")),
+        *cross_tokenizer_part(read("cross_tokenizer")),
         *export_part(read("export")),
         *peers_part(read("export_peers")),
         *agreement_part(read("agreement")),
@@ -152,6 +157,33 @@ def ablation_part(document: Mapping[str, Any]) -> Iterable[str]:
             f"{f'; means over {sets} sets' if sets > 1 else ''}."
         )
         yield method_table(mean_over_sets(of_part), metrics[setting])
+
+
+def cross_tokenizer_part(document: Mapping[str, Any]) -> Iterable[str]:
+    """Yield the paragraphs and tables of the comparison where teacher and student have different tokenizers."""
+    rows: Sequence[Row] = document["rows"]
+    facts = document["settings"]
+    match, parameters = facts["match"], facts["parameters"]
+    judged = [row for row in rows if "minus" not in row]
+    seconds = statistics.median(row["seconds"] for row in judged if row["seconds"])
+    yield "## A teacher with another tokenizer"
+    rates = ", ".join(f"{rate:g}" for rate in facts["learning_rates"])
+    yield (
+        "`python benchmarks/cross_tokenizer.py` (`benchmarks/two_vocabularies.py` has teacher, student and texts).\n"
+        f"Byte-level BPE of {match['teacher_tokens']} tokens for a teacher of {parameters['teacher'] / 1e6:.2f} "
+        f"million parameters, of {match['student_tokens']} for a student of\n{parameters['student'] / 1e6:.2f} "
+        f"million; {match['shared_tokens']} tokens shared, {100 * match['aligned_share']:.0f} % of the student's "
+        f"aligned. All start after {facts['warm']['steps']} steps of cross-entropy\non the {facts['train_texts']} "
+        f"texts of the teacher's that all go on with, {facts['steps']} steps of 16 texts in {seconds:.0f} s (median);\n"
+        f"learning rates from {rates}, by the sum of both columns on other prompts; {facts['test_texts']} test "
+        f"prompts;\n{describe(judged, document)}.\n"
+        f"The teacher itself: {facts['test_teacher_nats_per_byte']:.3f} nats a byte of its texts."
+    )
+    yield method_table(judged, BYTE_METRICS)
+    yield (
+        "`ammd` minus each other method, with 95 % intervals over seeds and prompts; below 0 it is the better one:"
+    )
+    yield difference_table([row for row in rows if "minus" in row], BYTE_METRICS, of="minus")
 
 
 def mean_over_sets(rows: Sequence[Row]) -> list[Row]:
