@@ -129,7 +129,7 @@ def _literals(model: type[BaseModel]) -> Iterator[str]:
 
 
 def _nearest(path: tuple[str, ...], tables: Sequence[type[BaseModel]], root: type[BaseModel]) -> str:
-    """Return advice for an unknown key: of the same name elsewhere, else near in its own table, else near elsewhere."""
+    """Return advice for an unknown key: of the same name in its section, elsewhere, or a near name in its table."""
     *section, key = path
     siblings = [name for table in tables for name in table.model_fields]
     everywhere = list(dict.fromkeys(_all_keys(root, "")))  # members of a union share keys
@@ -139,8 +139,9 @@ def _nearest(path: tuple[str, ...], tables: Sequence[type[BaseModel]], root: typ
     if key not in names and (close := difflib.get_close_matches(key, siblings, n=1, cutoff=0.5)):
         return f", the nearest valid one is `{'.'.join([*section, close[0]])}`"
     if close := difflib.get_close_matches(key, names, n=1, cutoff=0.7):
-        same = [f"`{dotted}`" for dotted in everywhere if _last(dotted) == close[0]]
-        return f", the nearest valid one is {' or '.join(same)}"
+        same = [dotted for dotted in everywhere if _last(dotted) == close[0]]
+        own = [dotted for dotted in same if section and dotted.startswith(f"{section[0]}.")] or same
+        return f", the nearest valid one is {' or '.join(f'`{dotted}`' for dotted in own)}"
     return f", valid here: {', '.join(siblings)}"
 
 

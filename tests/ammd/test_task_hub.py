@@ -29,7 +29,11 @@ SENTENCES = [
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the developer's own cache, or asks a hub."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for library in (
+        "datasets.config",
+        "huggingface_hub.constants",
+    ):  # the variable is read when they are imported
+        monkeypatch.setattr(f"{library}.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 

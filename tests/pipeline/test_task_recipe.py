@@ -216,7 +216,7 @@ def test_an_unknown_recipe_is_answered_with_the_packaged_ones(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match="cannot read recipe `scitdlr`") as caught:
         load_recipe(Path("scitdlr"))
-    assert "packaged recipes: dolly, gsm8k, qmsum, quickstart, scitldr" in caught.value.hint
+    assert "packaged recipes: dolly, dolly-t5, gsm8k, qmsum, quickstart, scitldr" in caught.value.hint
 
 
 def test_a_file_goes_before_a_packaged_recipe_of_its_name(recipe_path, tmp_path, monkeypatch):
