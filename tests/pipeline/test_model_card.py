@@ -210,10 +210,10 @@ def _greedy_text(checkpoint):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    source = tokenizer(QUESTION, return_tensors="pt")
-    assert int(source["input_ids"][0, -1]) == tokenizer.eos_token_id
+    source = tokenizer(QUESTION, return_tensors="pt").input_ids
+    assert int(source[0, -1]) == tokenizer.eos_token_id
     model = load_language_model(checkpoint, dtype=torch.float32)
-    said = model.generate(**source, max_new_tokens=128, do_sample=False)
+    said = model.generate(source, max_new_tokens=128, do_sample=False)
     return tokenizer.decode(said[0], skip_special_tokens=True).strip()
 
 
