@@ -1,7 +1,7 @@
 """AMMD beside SFT, KD and GKD on language tasks: the packaged recipe of one task of each kind, judged by its metrics.
 
     python benchmarks/tasks.py WORK_DIR --data FOLDER [--tasks scitldr tatoeba ...] [--methods ...] [--seeds 0 1 2]
-        [--rates 1e-4 3e-4 1e-3] [--rows 200] [--jobs 1] [--max-cells N] [--set KEY=VALUE]...
+        [--rates 1e-4 3e-4 1e-3] [--rows 200] [--tuning-rows 128] [--jobs 1] [--max-cells N] [--set KEY=VALUE]...
 
 A task's recipe gives teacher, student, texts and steps; `--set` changes it. One warm start serves all methods and
 seeds; from it each is trained for the recipe's steps, on the same texts with the task's own right answers. A method's
@@ -31,7 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cells import Cells, Result
+from cells import Cells, Result, Unfinished
 from comparison import machines_of
 from document import publish
 from methods import METHODS
@@ -55,7 +55,7 @@ REFERENCE = "ammd"  # with the objective of the task's recipe
 RIVALS = ("sft", "forward_kl", "gkd")
 UNTRAINED = ("teacher", "warm")
 TASKS = ("dolly-t5", "scitldr-t5", "tatoeba-t5", "strategyqa-t5")
-_TUNING_SEED, _TUNING_ROWS = 100, 128  # the seed is none of those that are reported
+_TUNING_SEED = 100  # none of those that are reported
 _OF_STUDENT_TEXTS = (
     "temperature",
     "rollout_reuse_steps",
@@ -99,12 +99,13 @@ def main() -> None:
     """Compute what is missing, in as many workers as asked for, then compare."""
     arguments = parse_arguments()
     settings = {task: setting_of(task, arguments) for task in arguments.tasks}
-    if arguments.jobs > 1:
-        with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
-            pool.map(partial(results_of, settings), [arguments] * arguments.jobs, chunksize=1)
-    results = results_of(settings, arguments)
-    if results is None:
-        print("cells are missing", file=sys.stderr)
+    try:
+        if arguments.jobs > 1:
+            with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
+                pool.map(partial(results_of, settings), [arguments] * arguments.jobs, chunksize=1)
+        results = results_of(settings, arguments)
+    except Unfinished as exc:
+        print(exc, file=sys.stderr)
         return
     rows = [row for task, setting in settings.items() for row in rows_of(task, setting, results)]
     facts = {
@@ -130,7 +131,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=RIVALS, default=list(RIVALS), help="beside AMMD")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
-    parser.add_argument("--rows", type=int, default=200, help="of the test split, at most")
+    parser.add_argument("--rows", type=int, default=200, help="of each split that is judged, at most")
+    parser.add_argument("--tuning-rows", type=int, default=128, help="to choose learning rates by")
     parser.add_argument("--jobs", type=int, default=1, help="workers")
     parser.add_argument("--max-cells", type=int, metavar="N", help="each worker ends after N of them")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every recipe")
@@ -142,7 +144,7 @@ def setting_of(task: str, arguments: argparse.Namespace) -> TaskSetting:
     recipe = load_recipe(Path(task), overrides=[f"data={arguments.data}", *arguments.set])
     name, data = str(recipe.prepare.task), arguments.data
     all_rows = load_questions(name, data=data, split="train")
-    most = min(len(all_rows.rows) - _TUNING_ROWS, recipe.prepare.max_prompts or len(all_rows.rows))
+    most = min(len(all_rows.rows) - arguments.tuning_rows, recipe.prepare.max_prompts or len(all_rows.rows))
     recipe = recipe.model_copy(update={"prepare": recipe.prepare.model_copy(update={"max_prompts": most})})
     folder = arguments.work / task
     if not (folder / "start").is_dir():
@@ -150,14 +152,14 @@ def setting_of(task: str, arguments: argparse.Namespace) -> TaskSetting:
     seen = {example.prompt for example in read_examples(folder / "start" / "prepared" / "train.jsonl")}
     unseen = tuple(row for row in all_rows.rows if row.prompt not in seen)
     judged = {"test": load_questions(name, data=data, limit=arguments.rows)}
-    if others := unseen[_TUNING_ROWS:][: arguments.rows]:
+    if others := unseen[arguments.tuning_rows :][: arguments.rows]:
         judged["unseen"] = TaskQuestions(
             task=all_rows.task, rows=others, digest=digest_rows(all_rows.task, "train", others, data=data)
         )
     return TaskSetting(
         recipe=recipe,
         folder=folder / "start",
-        dev=replace(all_rows, rows=unseen[:_TUNING_ROWS]),
+        dev=replace(all_rows, rows=unseen[: arguments.tuning_rows]),
         judged=judged,
     )
 
@@ -181,12 +183,16 @@ def prepare(recipe: Recipe, folder: Path) -> None:
     training.save(folder / "warm", dtype=torch.float32)
 
 
-def results_of(settings: Mapping[str, TaskSetting], arguments: argparse.Namespace) -> list[Result] | None:
-    """Return every judged cell, computing what no other worker has or is at; None where some are left to others."""
+def results_of(settings: Mapping[str, TaskSetting], arguments: argparse.Namespace) -> list[Result]:
+    """Return every judged cell, computing what no other worker has or is at.
+
+    Raises:
+        Unfinished: As many as this worker may have been computed, and others are missing.
+    """
     import torch
 
     torch.set_num_threads(max(1, available_cores() // arguments.jobs))
-    cells = Cells(arguments.work / "cells")
+    cells = Cells(arguments.work / "cells", at_most=arguments.max_cells)
     methods = [REFERENCE, *arguments.methods]
     tuning = [
         {"task": task, "method": method, "seed": _TUNING_SEED, "lr": rate, "part": "dev"}
@@ -194,9 +200,7 @@ def results_of(settings: Mapping[str, TaskSetting], arguments: argparse.Namespac
         for method in methods
         for rate in arguments.rates
     ]
-    tuned, left = compute(cells, settings, tuning, at_most=arguments.max_cells)
-    if len(tuned) < len(tuning):
-        return None
+    tuned = compute(cells, settings, tuning)
     plans = [
         {"task": task, "method": method, "seed": seed, "lr": rate, "part": "test"}
         for task, setting in settings.items()
@@ -208,19 +212,14 @@ def results_of(settings: Mapping[str, TaskSetting], arguments: argparse.Namespac
         for task in settings
         for method in UNTRAINED
     ]
-    found, _ = compute(cells, settings, plans, at_most=left)
-    return found if len(found) == len(plans) else None
+    return compute(cells, settings, plans)
 
 
-def compute(
-    cells: Cells, settings: Mapping[str, TaskSetting], plans: Sequence[Plan], *, at_most: int | None
-) -> tuple[list[Result], int | None]:
-    """Return what is there after at most so many more have been computed, each with its plan, and how many are left."""
+def compute(cells: Cells, settings: Mapping[str, TaskSetting], plans: Sequence[Plan]) -> list[Result]:
+    """Return the results of all plans, each with its plan."""
     named = {cell_name(settings[plan["task"]], plan): plan for plan in plans}
-    wanted = [name for name in named if cells.get(name) is None][:at_most]
-    cells.compute(wanted, lambda name: result_of(settings[named[name]["task"]], named[name]))
-    there = [dict(plan) | result for name, plan in named.items() if (result := cells.get(name)) is not None]
-    return there, None if at_most is None else at_most - len(wanted)
+    found = cells.compute(named, lambda name: result_of(settings[named[name]["task"]], named[name]))
+    return [dict(named[name]) | result for name, result in found.items()]
 
 
 def cell_name(setting: TaskSetting, plan: Plan) -> str:
