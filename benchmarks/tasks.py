@@ -37,6 +37,7 @@ from document import publish
 from methods import METHODS
 from parts import run, write_part
 
+from ammd.artifact import hash_weights
 from ammd.distill.device import choose_device, describe_device
 from ammd.distill.prompts import read_examples
 from ammd.errors import DistillError
@@ -111,7 +112,7 @@ def main() -> None:
     facts = {
         task: {
             "questions": {split: questions.as_json() for split, questions in setting.judged.items()},
-            "recipe": setting.recipe.model_dump(mode="json", include={"prepare", "distill"}),
+            "recipe": described(setting.recipe),
             "methods": {
                 method: setting.objective({"method": method, "lr": None})
                 for method in (REFERENCE, *arguments.methods)
@@ -120,6 +121,16 @@ def main() -> None:
         for task, setting in settings.items()
     }
     publish("tasks", rows, settings=facts, rates=list(arguments.rates), trained_on=machines_of(results))
+
+
+def described(recipe: Recipe) -> dict[str, Any]:
+    """Return what students are made of, without the folders of this machine."""
+    facts = recipe.model_dump(mode="json", include={"prepare", "distill"})
+    teacher = Path(recipe.prepare.teacher)
+    if teacher.exists():
+        facts["prepare"] |= {"teacher": teacher.name, "teacher_sha256": hash_weights(teacher)}
+    del facts["prepare"]["data"]
+    return facts
 
 
 def parse_arguments() -> argparse.Namespace:
