@@ -74,7 +74,8 @@ def read_texts(settings: PrepareSettings) -> tuple[GivenTexts, GivenTexts]:
 
     Raises:
         RecipeError: The task is none, or has nothing to train on or nothing to hold out.
-        DataError: A file is missing, empty or malformed, or the held-out one decides what is learnt or kept.
+        DataError: A file is missing, empty or malformed, the held-out one decides what is learnt or kept, or there is
+            no response to tune the teacher on.
     """
     if settings.task is not None:
         train, heldout, files = _from_task(load_task(settings.task), settings)
@@ -96,6 +97,7 @@ def read_texts(settings: PrepareSettings) -> tuple[GivenTexts, GivenTexts]:
                 f"`prepare.vocabulary.texts` names the held-out file `{path}`",
                 hint="a vocabulary that was fitted to it would look better on it than on other text",
             )
+    _check_tuning(train.conversations, settings, source=train.source)
     return train, heldout
 
 
@@ -112,7 +114,7 @@ def choose_texts(
         context: Tokens that the teacher reads at once, prompt and response; None where there is no limit.
 
     Raises:
-        DataError: No prompt is short enough.
+        DataError: No prompt is short enough, or none that is used has a response to tune the teacher on.
     """
     longest = settings.max_prompt_tokens
     if context is not None and (settings.task is not None or longest is not None):
@@ -126,6 +128,7 @@ def choose_texts(
     kept_heldout, heldout_longer = heldout.keep(
         render, longest=longest, limit=settings.max_heldout, order=range(len(heldout.conversations))
     )
+    _check_tuning(kept_train, settings, source=train.source)
     warnings = [
         f"{longer} of {len(kept) + longer} {texts.name} prompts have more than {longest} tokens and are left out"
         for texts, kept, longer in (
@@ -136,6 +139,14 @@ def choose_texts(
     ]
     left_out = {"train_left_out": train_longer, "heldout_left_out": heldout_longer}
     return ChosenTexts(train=kept_train, heldout=kept_heldout, left_out=left_out, warnings=warnings)
+
+
+def _check_tuning(conversations: Sequence[Conversation], settings: PrepareSettings, *, source: str) -> None:
+    if settings.tuning is not None and all(item.response is None for item in conversations):
+        raise DataError(
+            f"`prepare.tuning` learns from given responses, and `{source}` has none",
+            hint="leave `prepare.tuning` out, or give each prompt a `response`",
+        )
 
 
 def _from_task(task: Task, settings: PrepareSettings) -> tuple[GivenTexts, GivenTexts, tuple[Path, ...]]:

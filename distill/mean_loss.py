@@ -32,7 +32,11 @@ def mean_loss(
     own = batches if student.is_divided else batches[fleet.rank :: fleet.size]
     for one in own:
         batch = one.batch.to(student.device)
-        view = TeacherView(hiddens=teacher(batch)) if one.view is None else one.view.to(student.device)
+        hiddens = student(batch)
+        if one.view is None:
+            view = TeacherView(hiddens=hiddens if teacher is student else teacher(batch))
+        else:
+            view = one.view.to(student.device)
         states = States(
             teacher_hiddens=view.hiddens,
             teacher_head=teacher.head,
@@ -40,7 +44,7 @@ def mean_loss(
             last_in_row=batch.last_in_row,
             comparison=bridge.comparison(view, spells=True) if bridge else None,
         )
-        hiddens = student(batch).to(view.hiddens.dtype)
+        hiddens = hiddens.to(view.hiddens.dtype)
         loss, sums = matching_loss(
             hiddens, student.head, states=states, weights=weights, score=Score(), chunk_tokens=chunk_tokens
         )

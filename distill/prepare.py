@@ -212,7 +212,7 @@ def _tune(
         return list(zip(prompt_ids, responses, strict=True))
 
     pairs, heldout = map(pairs_of, (texts.train, texts.heldout), paths)
-    facts = tune(teacher, settings.tuning, pairs, heldout, settings=settings, path=paths[0], folder=folder)
+    facts = tune(teacher, settings.tuning, pairs, heldout, settings=settings, folder=folder)
     replace_checkpoint(folder / "teacher", teacher, tokenizer)
     return load_model(folder / "teacher", dtype=torch.float32), {"tuning": facts}
 

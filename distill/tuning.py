@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ammd.errors import DataError
-
 from .batches import TokenPair, endless_order
 from .checkpoint import copy_in_dtype
 from .device import choose_device, matrix_dtype
@@ -47,7 +45,6 @@ def tune(
     heldout: Sequence[TokenPair],
     *,
     settings: PrepareSettings,
-    path: str,
     folder: Path,
 ) -> dict[str, Any]:
     """Train `teacher`, which is in float32, in place; write a line a step to `tuning.jsonl` and return what came of it.
@@ -55,22 +52,15 @@ def tune(
     Args:
         teacher: Is changed.
         wanted: How long, and how fast.
-        pairs: Texts to learn.
+        pairs: Texts to learn, at least one.
         heldout: Texts that tell how well; may be none.
         settings: Of the stage.
-        path: Where `pairs` come from, for messages.
         folder: Of the stage.
 
     Raises:
-        DataError: There is nothing to learn.
         NonFiniteLossError: Training diverged.
         CollapseError: The teacher degenerated.
     """
-    if not pairs:
-        raise DataError(
-            f"`prepare.tuning` learns from given responses, and `{path}` has none",
-            hint="leave `prepare.tuning` out, or give each prompt a `response`",
-        )
     device = choose_device(settings.device)
     dtype = matrix_dtype("auto", device)
     trained = Policy(teacher.to(device))

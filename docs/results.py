@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markdown_parts import difference, table
 from results_of_bench import agreement_part, arm64_part, lm_evaluation_part, projection_part
 from results_of_survival import crash_part, fuzz_part
 from results_of_tasks import tasks_part
@@ -221,7 +222,7 @@ def export_part(document: Mapping[str, Any]) -> Iterable[str]:
     head += ["decode, tokens/s", "made in, s", "peak, MB", "revision"]
     for model in dict.fromkeys(row["model"] for row in document["rows"]):
         yield f"**{model}**"
-        lines = [head, ["---"] * len(head)]
+        lines = [head]
         for row in document["rows"]:
             if row["model"] == model:
                 lines.append(
@@ -240,7 +241,7 @@ def export_part(document: Mapping[str, Any]) -> Iterable[str]:
                         row.get("revision", "")[:7],
                     ]
                 )
-        yield "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        yield table(lines)
 
 
 def peers_part(document: Mapping[str, Any]) -> Iterable[str]:
@@ -254,7 +255,7 @@ def peers_part(document: Mapping[str, Any]) -> Iterable[str]:
         f"{machine['cpu']}, revision {str(document['revision'])[:7]}.\nOurs first, then theirs."
     )
     head = ["by hand with", "scheme", "MB", "KL, nats", "rounds", "seconds", "ours / theirs"]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for row in rows:
         pairs = [
             [f"{row[f'{side}_file_bytes'] / 1e6:.1f}", f"{row[f'{side}_kl_nats']:.3g}", _seconds(row, side)]
@@ -263,7 +264,7 @@ def peers_part(document: Mapping[str, Any]) -> Iterable[str]:
         cells = [f"{ours}, {theirs}" for ours, theirs in zip(*pairs, strict=True)]
         cells.insert(2, str(row["rounds"]))
         lines.append([row["peer"], f"`{row['scheme']}`", *cells, f"{row['ratio']:.2f}"])
-    yield "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    yield table(lines)
     faulty = [row for row in rows if "theirs_fault" in row]
     if faulty:
         yield "\n".join(
@@ -290,12 +291,12 @@ def run_to_run_part(document: Mapping[str, Any]) -> Iterable[str]:
         "half-way on. The first interval\nis of the true median, the second of another run's."
     )
     head = ["", "decode", "prefill", "first token"]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     covers = [row for row in rows if row.get("what") == "covers the next median"]
     for name in dict.fromkeys(row["interval"] for row in covers):
         found = [f"{row['count']} of {row['of']}" for row in covers if row["interval"] == name]
         lines.append([f"95 % interval of the {name} holds the next run's", *found])
-    yield "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    yield table(lines)
     marked = (row for row in rows if row.get("what") == "marked")
     yield "\n".join(
         f"- {row['runs']} runs marked `noisy` or `invalid`: {row['count']} of {row['of']} ({row['invalid']} `invalid`)"
@@ -336,7 +337,7 @@ def method_table(rows: Sequence[Row], metrics: Mapping[str, str] = METRICS) -> s
         for metric in metrics
     }
     head = ["method", "steps", "learning rate", *metrics.values()]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for method, found in by_method.items():
         cells = [f"`{method}`", str(facts[method]["steps"]), f"{facts[method]['lr']:g}"]
         for metric in metrics:
@@ -348,7 +349,7 @@ def method_table(rows: Sequence[Row], metrics: Mapping[str, str] = METRICS) -> s
             spread = f" ± {statistics.stdev(found[metric]):.3f}" if len(found[metric]) > 1 else ""
             cells.append(text + spread)
         lines.append(cells)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table(lines)
 
 
 def difference_table(rows: Sequence[Row], metrics: Mapping[str, str] = METRICS, *, of: str) -> str:
@@ -357,15 +358,13 @@ def difference_table(rows: Sequence[Row], metrics: Mapping[str, str] = METRICS, 
     for row in rows:
         by_method.setdefault(row[of], {})[row["metric"]] = row
     head = ["minus", *metrics.values()]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for method, found in by_method.items():
         cells = [f"`{method}`"]
         for metric in metrics:
-            row = found[metric]
-            text = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
-            cells.append(f"**{text}**" if row["low"] > 0 or row["high"] < 0 else text)
+            cells.append(difference(found[metric], digits=3))
         lines.append(cells)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table(lines)
 
 
 def plot(rows: Sequence[Row], budget: str, path: Path) -> None:

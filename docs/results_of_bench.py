@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from markdown_parts import table
+
 Row = Mapping[str, Any]
 
 
@@ -23,7 +25,7 @@ def agreement_part(document: Mapping[str, Any]) -> Iterable[str]:
         "A goal is undecided where the interval lies across its border."
     )
     head = ["engine", "file", "what", "beside", "ours", "theirs", "ratio", "goal", "reached"]
-    yield _table(head, [_compared(row) for row in rows if row["ratio"] is not None])
+    yield table([head, *(_compared(row) for row in rows if row["ratio"] is not None)])
     harness = next(row for row in rows if row["metric"] == "cpu_share")
     shares = [f"{100 * harness[name]:.2f} %" for name in ("ours", "whole_share")]
     yield (
@@ -31,7 +33,7 @@ def agreement_part(document: Mapping[str, Any]) -> Iterable[str]:
         f"of the file and the intervals, {shares[1]}. A decoded token, in ms:"
     )
     head = ["engine", "vocabulary", "in the library", "our Python", "choosing the token", "ours together"]
-    yield _table(head, [_parts(row) for row in rows if row["metric"] == "token_outside_library_s"])
+    yield table([head, *(_parts(row) for row in rows if row["metric"] == "token_outside_library_s")])
 
 
 def _compared(row: Row) -> list[str]:
@@ -66,7 +68,7 @@ def lm_evaluation_part(document: Mapping[str, Any]) -> Iterable[str]:
         "that of a log-likelihood in nats; requests a second of processor time."
     )
     head = ["task", "model", "metric", "value", "minus `hf`", "largest gap", "median gap", "requests/s"]
-    yield _table(head, [_evaluated(row) for row in document["rows"]])
+    yield table([head, *(_evaluated(row) for row in document["rows"])])
 
 
 def _evaluated(row: Row) -> list[str]:
@@ -101,7 +103,7 @@ def projection_part(document: Mapping[str, Any]) -> Iterable[str]:
         "range",
         "in the interval, %",
     ]
-    yield _table(head, [_error(row) for row in document["rows"] if row["kind"] != "published"])
+    yield table([head, *(_error(row) for row in document["rows"] if row["kind"] != "published")])
 
 
 def _error(row: Row) -> list[str]:
@@ -135,7 +137,7 @@ def arm64_part(document: Mapping[str, Any]) -> Iterable[str]:
     )
     head = ["file", "build", "token ids", "KL nats, mean", "limit of its proof", "KL nats, largest"]
     head += ["same likeliest token, %", "greedy texts that part"]
-    yield _table(head, [_parity(row) for row in rows])
+    yield table([head, *(_parity(row) for row in rows)])
     yield (
         f"Of {len(apart)} positions with another likeliest token, in teacher-forced and in greedy text, {ties} are "
         "near-ties: this\nmachine prefers its own by no more than the largest logit difference between both. It "
@@ -156,7 +158,3 @@ def _parity(row: Row) -> list[str]:
         f"{100 * row['top1_agreement']:.1f}",
         f"{len(row['partings'])} of {row['greedy_texts']}",
     ]
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from markdown_parts import table
+
 Row = Mapping[str, Any]
 
 
@@ -30,7 +32,7 @@ def crash_part(document: Mapping[str, Any]) -> Iterable[str]:
         by = (sum(row["victim"] == victim for row in of) for victim in settings["victims"])
         lines.append([stage, str(len(of)), *map(str, by), _same(of)])
     lines.append(["all", str(len(killed)), "", "", "", "", f"**{_same(killed)}**"])
-    yield _table(lines)
+    yield table(lines)
     if len(killed) < settings["kills"]:
         wanted = settings["kills"]
         yield f"{len(killed)} of the {wanted} kills that are meant to be measured; the others are still to come."
@@ -41,7 +43,7 @@ def crash_part(document: Mapping[str, Any]) -> Iterable[str]:
         clear = [row["clear"] for row in of if "clear" in row]
         lines.append([kind, str(len(of)), f"{sum(clear)} of {len(clear)}" if clear else "–", _same(of)])
     if others:
-        yield _table(lines)
+        yield table(lines)
 
 
 def fuzz_part(document: Mapping[str, Any]) -> Iterable[str]:
@@ -57,14 +59,8 @@ def fuzz_part(document: Mapping[str, Any]) -> Iterable[str]:
         lines.append(
             [row["target"], f"{row['cases']:,}", str(row["seconds"]), "yes" if row["fault"] else "none"]
         )
-    yield _table(lines)
+    yield table(lines)
 
 
 def _same(rows: Sequence[Row]) -> str:
     return f"{sum(row['identical'] for row in rows)} of {len(rows)}"
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(
-        "| " + " | ".join(line) + " |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    )

@@ -6,18 +6,12 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from markdown_parts import difference, table
+
+from ammd.runtime.task_scores import METRICS
+
 Row = Mapping[str, Any]
-_TITLES = {
-    "rouge_l": "ROUGE-L, %",
-    "rouge_1": "ROUGE-1, %",
-    "rouge_2": "ROUGE-2, %",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "accuracy": "accuracy by likelihood, %",
-    "accuracy_per_byte": "by likelihood per byte, %",
-    "accuracy_of_answer": "by answer, %",
-    "exact_match": "exact match, %",
-}
+_METRICS = {metric.key: metric for of_kind in METRICS.values() for metric in of_kind}
 _SPLITS = {
     "test": "On the test split",
     "unseen": "On other rows of the train split, which nobody was trained on",
@@ -47,8 +41,8 @@ def tasks_part(document: Mapping[str, Any]) -> Iterable[str]:
         for split in facts["questions"]:
             of = [row for row in rows if row.get("split") == split]
             yield f"{_SPLITS[split]}, {facts['questions'][split]['rows']} rows:"
-            yield _table(_means(of))
-            yield _table(_differences(of))
+            yield table(_means(of))
+            yield table(_differences(of))
 
 
 def _setting(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -73,9 +67,9 @@ def _name(source: str) -> str:
 
 def _means(rows: Sequence[Row]) -> Iterable[Sequence[str]]:
     """Yield the head, and one line for each method."""
-    scores = [row for row in rows if "value" in row and row["metric"] in _TITLES]
+    scores = [row for row in rows if "value" in row and row["metric"] in _METRICS]
     metrics = list(dict.fromkeys(row["metric"] for row in scores))
-    yield ["", "learning rate", *(_TITLES[metric] for metric in metrics), "seconds of training"]
+    yield ["", "learning rate", *map(_title, metrics), "seconds of training"]
     for method in dict.fromkeys(row["method"] for row in scores):
         own = [row for row in scores if row["method"] == method]
         found = [[row["value"] for row in own if row["metric"] == metric] for metric in metrics]
@@ -94,14 +88,12 @@ def _differences(rows: Sequence[Row]) -> Iterable[Sequence[str]]:
     """Yield the head, and one line for each other method."""
     pairs = [row for row in rows if "minus" in row]
     metrics = list(dict.fromkeys(row["metric"] for row in pairs))
-    yield ["`ammd` minus", *(_TITLES[metric] for metric in metrics)]
+    yield ["`ammd` minus", *map(_title, metrics)]
     for rival in dict.fromkeys(row["minus"] for row in pairs):
         line = [f"`{rival}`"]
         for metric in metrics:
             (row,) = [one for one in pairs if (one["minus"], one["metric"]) == (rival, metric)]
-            by = _scale(metric)
-            text = f"{by * row['difference']:+.2f} ({by * row['low']:+.2f} to {by * row['high']:+.2f})"
-            line.append(f"**{text}**" if row["low"] > 0 or row["high"] < 0 else text)
+            line.append(difference(row, digits=2, scale=_scale(metric)))
         yield line
 
 
@@ -112,9 +104,8 @@ def _spread(values: Sequence[float], metric: str) -> str:
 
 
 def _scale(metric: str) -> float:
-    return 100.0 if _TITLES[metric].endswith("%") else 1.0
+    return 100.0 if _METRICS[metric].percent else 1.0
 
 
-def _table(lines: Iterable[Sequence[str]]) -> str:
-    head, *rows = lines
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
+def _title(metric: str) -> str:
+    return _METRICS[metric].title + (", %" if _METRICS[metric].percent else "")

@@ -145,3 +145,10 @@ def test_prompts_without_a_response_teach_it_nothing(tiny_checkpoint: Path, tmp_
 def test_data_without_any_response_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"`prepare.tuning` learns from given responses, and `.*train.jsonl`"):
         prepared(tiny_checkpoint, tmp_path, rows=[{"prompt": "alone"}])
+    assert not [*(tmp_path / "prepare").iterdir()]  # before any model is touched
+
+
+def test_so_are_chosen_prompts_without_any_response(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    long = {"prompt": "the fox " * 40, "response": "the cat"}
+    with pytest.raises(DataError, match=r"`prepare.tuning` learns from given responses"):
+        prepared(tiny_checkpoint, tmp_path, rows=[{"prompt": "alone"}, long], max_prompt_tokens=60)
