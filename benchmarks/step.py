@@ -3,9 +3,9 @@
 Same teacher (SmolLM2-135M-Instruct), student (20 of its layers), prompts, rows a batch and response length, bfloat16
 on the CPU, every step fully on-policy: TRL samples with probability 1, ours samples anew in each step. Ours runs GKD,
 where the objective is the same, and AMMD, which does a half on the teacher's texts on top; also AMMD as the quickstart
-has it, with one round of texts for 8 steps. TRL runs with a KV cache, which its default, gradient checkpointing, would
-turn off. Each measurement is a fresh process; they run in turn, in an order
-that alternates from round to round.
+has it, with one round of texts for 8 steps. Each keeps its activations, and computes them again in the backward pass
+("checkpointed"): TRL's default, which turns off the KV cache that it samples with. Each measurement is a fresh process;
+they run in turn, in an order that alternates from round to round.
 
     python benchmarks/step.py WORK_DIR [--trl-python PYTHON] [--rounds 3] [--steps 6]
 
@@ -16,50 +16,50 @@ that alternates from round to round.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import trl_step
 from document import publish
+from trl_step import RESPONSE_TOKENS, ROWS, SAMPLE, TRL, Clock, leave_sample
 
 from ammd.machine import available_cores
 from ammd.pipeline.recipe import data_file, load_recipe
 from ammd.pipeline.stages import KEEP_FREED_MEMORY
 
-ROWS = 8  # on-policy, a step
-RESPONSE_TOKENS = 64
 LAYERS = 20
 PROMPTS = 256
 _GKD = {"kind": "gjsd", "student_share": 1.0, "rollout_reuse_steps": 1}
 _AMMD = {"kind": "ammd", "discount": 0.5, "rollout_reuse_steps": 1}
+_CHECKPOINTED = {"checkpoint_activations": True}
+_REUSED = {**_AMMD, "rollout_reuse_steps": 8}
 OURS: Mapping[str, dict[str, Any]] = {
     "gkd": {"objective": _GKD},
-    "gkd, in pieces of 2 rows": {"objective": _GKD, "micro_batch_size": 2},
+    "gkd, checkpointed": {"objective": _GKD, **_CHECKPOINTED},
     "ammd": {"objective": _AMMD},
-    "ammd, in pieces of 2 rows": {"objective": _AMMD, "micro_batch_size": 2},
-    "ammd, adapters": {"objective": _AMMD, "micro_batch_size": 2, "lora": {}},
+    "ammd, checkpointed": {"objective": _AMMD, **_CHECKPOINTED},
+    "ammd, checkpointed adapters": {"objective": _AMMD, "lora": {}, **_CHECKPOINTED},
     "ammd, learned critics": {"objective": {**_AMMD, "discount": 0.0, "critic": {"kind": "lowrank"}}},
-    "ammd, texts reused for 8 steps": {"objective": {**_AMMD, "rollout_reuse_steps": 8}},
+    "ammd, texts reused for 8 steps": {"objective": _REUSED},
+    "ammd, texts reused for 8 steps, checkpointed": {"objective": _REUSED, **_CHECKPOINTED},
 }
-TRL: Mapping[str, dict[str, Any]] = {"gkd": {}}
 
 
 def main() -> None:
     """Prepare once, measure in turn, write the rows."""
     arguments = parse_arguments()
-    if arguments.part:
-        measure(arguments)
+    if arguments.name:
+        leave_sample(arguments.work, partial(train_ours, arguments.work, arguments.name, arguments.steps))
         return
     prepare(arguments.work / "prepared")
     cells = [("ammd", name, sys.executable) for name in OURS]
@@ -114,45 +114,15 @@ def prepare(folder: Path) -> None:
 
 def run(python: str, trainer: str, name: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Measure one cell in a fresh process."""
-    out = arguments.work / "sample.json"
+    out = arguments.work / SAMPLE
     out.unlink(missing_ok=True)
-    command = [python, __file__, str(arguments.work), "--part", trainer, "--name", name]
-    command += ["--steps", str(arguments.steps)]
+    script = trl_step.__file__ if trainer == "trl" else __file__
+    command = [python, script, str(arguments.work), "--name", name, "--steps", str(arguments.steps)]
     memory = KEEP_FREED_MEMORY if trainer == "ammd" else {}  # as `ammd` starts its own training
     environment = {**memory, **os.environ, "OMP_NUM_THREADS": str(available_cores())}
     subprocess.run(command, env=environment, check=True)
     sample: dict[str, float] = json.loads(out.read_text(encoding="utf-8"))
     return sample
-
-
-def measure(arguments: argparse.Namespace) -> None:
-    """Take the steps of one cell and leave its sample."""
-    step = train_trl if arguments.part == "trl" else train_ours
-    sample = step(arguments.work, arguments.name, arguments.steps)
-    sample["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    (arguments.work / "sample.json").write_text(json.dumps(sample), encoding="utf-8")
-
-
-class Clock:
-    """Seconds spent in wrapped functions since the last reset."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    def wrap(self, owner: Any, function: str, name: str | Callable[[Any], str]) -> None:
-        """Time a function of `owner` under `name`, or under what `name` says of its first argument."""
-        inner = getattr(owner, function)
-
-        @functools.wraps(inner)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return inner(*args, **kwargs)
-            finally:
-                label = name if isinstance(name, str) else name(args[0])
-                self.seconds[label] += time.perf_counter() - started
-
-        setattr(owner, function, timed)
 
 
 def train_ours(work: Path, name: str, steps: int) -> dict[str, float]:
@@ -196,76 +166,6 @@ def train_ours(work: Path, name: str, steps: int) -> dict[str, float]:
     }
 
 
-def train_trl(work: Path, name: str, steps: int) -> dict[str, float]:
-    """Run TRL's GKD trainer, fully on-policy; the first step is not counted."""
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl.experimental.gkd import GKDConfig, GKDTrainer
-
-    prepared = work / "prepared"
-    lines = (prepared / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    examples = [json.loads(line) for line in lines]
-    chats = [
-        [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
-        for row in examples
-    ]
-    clock = Clock()
-    stamps: list[float] = []
-    tokens: list[int] = []
-
-    class Stamps(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
-            stamps.append(time.perf_counter())
-
-        def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
-            stamps.append(time.perf_counter())
-
-    class Counting(GKDTrainer):  # type: ignore[misc]
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            tokens.append(int((inputs["labels"] != -100).sum()))
-            return super().compute_loss(model, inputs, *args, **kwargs)
-
-    clock.wrap(Counting, "generate_on_policy_outputs", "rollout")
-    Counting.generate_on_policy_outputs = staticmethod(Counting.generate_on_policy_outputs)
-    teacher = AutoModelForCausalLM.from_pretrained(prepared / "teacher", dtype=torch.bfloat16)
-    tokenizer = AutoTokenizer.from_pretrained(prepared / "teacher")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    trainer = Counting(
-        model=AutoModelForCausalLM.from_pretrained(prepared / "student", dtype=torch.float32),
-        teacher_model=teacher,
-        args=GKDConfig(
-            output_dir=str(work / "trl"),
-            per_device_train_batch_size=ROWS,
-            max_steps=1 + steps,
-            max_new_tokens=RESPONSE_TOKENS,
-            lmbda=1.0,
-            beta=0.5,
-            temperature=1.0,
-            learning_rate=1e-5,
-            bf16=True,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            **TRL[name],
-        ),
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_dict({"messages": chats}),
-        callbacks=[Stamps()],
-    )
-    clock.wrap(trainer.teacher_model, "forward", "teacher")
-    trainer.train()
-    seconds = [stamps[place + 1] - stamps[place] for place in range(0, len(stamps), 2)]
-    return {
-        "step_s": statistics.mean(seconds[1:]),
-        "tokens_per_s": sum(tokens) / sum(seconds),
-        "rollout_share": clock.seconds["rollout"] / sum(seconds),
-        "teacher_share": clock.seconds["teacher"] / sum(seconds),
-    }
-
-
 def summarize(samples: list[dict[str, float]]) -> dict[str, float]:
     """Return the median over the rounds, and the spread of what is compared."""
     row = {key: statistics.median(sample[key] for sample in samples) for key in samples[0]}
@@ -293,7 +193,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--trl-python", default=sys.executable)
     parser.add_argument("--rounds", type=int, default=3, help="fresh processes for each cell")
     parser.add_argument("--steps", type=int, default=6, help="that are measured in a process")
-    parser.add_argument("--part", choices=("ammd", "trl"), default="", help=argparse.SUPPRESS)
     parser.add_argument("--name", default="", help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -25,6 +25,8 @@ from .score import Block, Carry, Credit, Estimator
 
 # Float32 bytes of one tensor of a block of rows: some five such tensors then fit in a CPU's last-level cache.
 _BLOCK_BYTES = 2 << 20
+# Float32 bytes of a block of the head's gradient while it is added: all at once would take its size again, and half.
+_PRODUCT_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +189,7 @@ class _MatchingLoss(torch.autograd.Function):
                 student_logits[local] = terms.grad_logits  # these logits are not needed again
             grad_hiddens[chunk] = student_logits @ student_head
             if grad_head is not None:
-                grad_head += student_logits.T @ hiddens[chunk]
+                _add_product(grad_head, student_logits.T, hiddens[chunk])
         context.gradients = grad_hiddens.div_(sums.tokens), grad_head
         if grad_head is not None:
             grad_head.div_(sums.tokens)
@@ -203,6 +205,14 @@ class _MatchingLoss(torch.autograd.Function):
         if grad_head is not None:
             grad_head = grad_head.mul_(scale).to(context.head_dtype)
         return (grad_hiddens, grad_head, *[None] * 6)
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add `left @ right`, rounded to their dtype, to the float32 `total`, [V, H], a block of rows at a time."""
+    rows = max(1, _PRODUCT_BYTES // (4 * total.shape[1]))
+    for start in range(0, len(total), rows):
+        block = slice(start, start + rows)
+        total[block] += left[block] @ right
 
 
 def _terms(
