@@ -14,9 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from markdown_parts import difference, table
-from results_of_bench import agreement_part, arm64_part, lm_evaluation_part, projection_part
+from results_of_bench import (
+    agreement_part,
+    arm64_part,
+    lm_evaluation_part,
+    projection_part,
+    run_to_run_part,
+)
 from results_of_survival import crash_part, fuzz_part
 from results_of_tasks import tasks_part
+from results_of_training import second_phase_part, step_part
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER.parent / "benchmarks" / "results"
@@ -55,6 +62,8 @@ def main(arguments: list[str]) -> int:
         *ablation_part(read("ablation")),
         *tasks_part(read("tasks")),
         *cross_tokenizer_part(read("cross_tokenizer")),
+        *second_phase_part(read("second_phase")),
+        *step_part(read("step")),
         *export_part(read("export")),
         *peers_part(read("export_peers")),
         *agreement_part(read("agreement")),
@@ -271,37 +280,6 @@ def peers_part(document: Mapping[str, Any]) -> Iterable[str]:
             ["Made by hand, but not as the checkpoint; KL with the tokenizer of ours:", ""]
             + [f"- {row['peer']}, `{row['scheme']}`: {row['theirs_fault']}" for row in faulty]
         )
-
-
-def run_to_run_part(document: Mapping[str, Any]) -> Iterable[str]:
-    """Yield how often intervals hold and disturbances are noticed."""
-    rows: Sequence[Row] = document["rows"]
-    machine, settings = document["machine"], document["settings"]
-    calm = [row for row in rows if row.get("runs") == "undisturbed" and "what" not in row]
-    rates = [row["decode_tokens_per_s"] for row in calm]
-    yield "## Do the benchmark's intervals hold?"
-    yield (
-        f"`python benchmarks/run_to_run.py`: one GGUF of {document['file']['bytes'] / 1e6:.0f} MB over and over, "
-        f"{settings['processes']} processes a run,\n{settings['repetitions']} to {settings['max_repetitions']} passes "
-        f"each ({settings['prompt_tokens']} tokens in, {settings['decode_tokens']} out, "
-        f"{settings['threads'][0]} thread), "
-        f"{statistics.median(row['seconds'] for row in calm):.0f} s a run, {machine['cores']} cores of\n"
-        f"{machine['cpu']}, revision {str(document['revision'])[:7]}. Medians of undisturbed runs: "
-        f"{min(rates):.0f} to {max(rates):.0f} tokens/s decoding.\nIn disturbed runs another process counts from "
-        "half-way on. The first interval\nis of the true median, the second of another run's."
-    )
-    head = ["", "decode", "prefill", "first token"]
-    lines = [head]
-    covers = [row for row in rows if row.get("what") == "covers the next median"]
-    for name in dict.fromkeys(row["interval"] for row in covers):
-        found = [f"{row['count']} of {row['of']}" for row in covers if row["interval"] == name]
-        lines.append([f"95 % interval of the {name} holds the next run's", *found])
-    yield table(lines)
-    marked = (row for row in rows if row.get("what") == "marked")
-    yield "\n".join(
-        f"- {row['runs']} runs marked `noisy` or `invalid`: {row['count']} of {row['of']} ({row['invalid']} `invalid`)"
-        for row in marked
-    )
 
 
 def _seconds(row: Row, side: str) -> str:

@@ -1,7 +1,8 @@
-"""The sections of docs/results.md about engines and devices: beside others' tools, projections, arm64."""
+"""The sections of docs/results.md about engines and devices: beside others' tools, projections, arm64, intervals."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -158,3 +159,34 @@ def _parity(row: Row) -> list[str]:
         f"{100 * row['top1_agreement']:.1f}",
         f"{len(row['partings'])} of {row['greedy_texts']}",
     ]
+
+
+def run_to_run_part(document: Mapping[str, Any]) -> Iterable[str]:
+    """Yield how often intervals hold and disturbances are noticed."""
+    rows: Sequence[Row] = document["rows"]
+    machine, settings = document["machine"], document["settings"]
+    calm = [row for row in rows if row.get("runs") == "undisturbed" and "what" not in row]
+    rates = [row["decode_tokens_per_s"] for row in calm]
+    yield "## Do the benchmark's intervals hold?"
+    yield (
+        f"`python benchmarks/run_to_run.py`: one GGUF of {document['file']['bytes'] / 1e6:.0f} MB over and over, "
+        f"{settings['processes']} processes a run,\n{settings['repetitions']} to {settings['max_repetitions']} passes "
+        f"each ({settings['prompt_tokens']} tokens in, {settings['decode_tokens']} out, "
+        f"{settings['threads'][0]} thread), "
+        f"{statistics.median(row['seconds'] for row in calm):.0f} s a run, {machine['cores']} cores of\n"
+        f"{machine['cpu']}, revision {str(document['revision'])[:7]}. Medians of undisturbed runs: "
+        f"{min(rates):.0f} to {max(rates):.0f} tokens/s decoding.\nIn disturbed runs another process counts from "
+        "half-way on. The first interval\nis of the true median, the second of another run's."
+    )
+    head = ["", "decode", "prefill", "first token"]
+    lines = [head]
+    covers = [row for row in rows if row.get("what") == "covers the next median"]
+    for name in dict.fromkeys(row["interval"] for row in covers):
+        found = [f"{row['count']} of {row['of']}" for row in covers if row["interval"] == name]
+        lines.append([f"95 % interval of the {name} holds the next run's", *found])
+    yield table(lines)
+    marked = (row for row in rows if row.get("what") == "marked")
+    yield "\n".join(
+        f"- {row['runs']} runs marked `noisy` or `invalid`: {row['count']} of {row['of']} ({row['invalid']} `invalid`)"
+        for row in marked
+    )

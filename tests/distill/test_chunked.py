@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from ammd.distill import chunked
 from ammd.distill.chunked import States, Sums, matching_loss
 from ammd.distill.objective import Weights
 from ammd.distill.score import Score
@@ -54,6 +55,15 @@ def test_chunked_equals_dense_in_value_and_gradient(chunk_tokens: int) -> None:
     for mine, theirs in zip(torch.autograd.grad(found, (hiddens, head)), expected_grads, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)  # float32, other order of summation
     assert sums.tokens == len(hiddens)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 17, 100])
+def test_the_heads_gradient_is_the_same_in_blocks(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    hiddens, head, states = problem()
+    expected = torch.autograd.grad(dense_loss(hiddens, head, states, WEIGHTS), head)[0]
+    monkeypatch.setattr(chunked, "_PRODUCT_BYTES", rows * 4 * head.shape[1])
+    loss, _ = matching_loss(hiddens, head, states=states, weights=WEIGHTS, score=NO_SCORE, chunk_tokens=4)
+    torch.testing.assert_close(torch.autograd.grad(loss, head)[0], expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
