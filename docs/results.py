@@ -23,7 +23,7 @@ from results_of_bench import (
 )
 from results_of_survival import crash_part, fuzz_part
 from results_of_tasks import tasks_part
-from results_of_training import second_phase_part, step_part
+from results_of_training import quantization_aware_part, second_phase_part, step_part
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER.parent / "benchmarks" / "results"
@@ -63,6 +63,7 @@ def main(arguments: list[str]) -> int:
         *tasks_part(read("tasks")),
         *cross_tokenizer_part(read("cross_tokenizer")),
         *second_phase_part(read("second_phase")),
+        *quantization_aware_part(read("quantization_aware")),
         *step_part(read("step")),
         *export_part(read("export")),
         *peers_part(read("export_peers")),

@@ -98,7 +98,7 @@ def quantization_aware_part(document: Mapping[str, Any]) -> Iterable[str]:
         f"({distill['objective']['steps']} steps of `{distill['objective']['kind']}` after "
         f"{distill['warm']['steps']} of warm start,\n{prepare['student']['layers']} layers) compute with the weights "
         "that the file will hold. The same weights in float32, on "
-        f"{document['prompts']['weights']} held-out prompts, and the file in its own engine, which rounds activations\n"
+        f"{document['prompts']['weights']} held-out\nprompts, and the file in its own engine, which rounds activations "
         f"too, on {document['prompts']['files']}. Means over {_where(rows, document)}."
     )
     names = [metric for metric in _QUANTIZED_METRICS if any(row["metric"] == metric for row in rows)]
@@ -117,8 +117,9 @@ def quantization_aware_part(document: Mapping[str, Any]) -> Iterable[str]:
 
 def _where(rows: Sequence[Row], document: Mapping[str, Any]) -> str:
     machine, seeds = document["machine"], {row["seed"] for row in rows}
+    cores = "a core" if machine["cores"] == 1 else f"{machine['cores']} cores"
     return (
-        f"{len(seeds)} seeds ± the standard deviation between them, {machine['cores']} cores of {machine['cpu']}, "
+        f"{len(seeds)} seeds ± the standard deviation between them, {cores} of {machine['cpu']}, "
         f"revision {str(document['revision'])[:7]}"
     )
 
