@@ -30,8 +30,9 @@ def tasks_part(document: Mapping[str, Any]) -> Iterable[str]:
         "the standard deviation between them; learning rates out of\n"
         f"{', '.join(f'{rate:g}' for rate in document['rates'])}, chosen by the first column on other rows. "
         "Differences with their 95 % interval over rows and seeds.\nIn bold what has an interval without 0. AMMD's "
-        "settings are the recipes', chosen for all tasks on further rows of Tatoeba's train split: at these rates a "
-        "discount\nabove 0 does harm. "
+        "settings are the recipes'. For greedy answers they were chosen\non further rows of Tatoeba's train split: at "
+        "these rates a discount above 0 does harm, forward KL at full weight does\ngood. For answers that are drawn "
+        "(`dolly-t5`), on further rows of Dolly's: there forward KL does harm.\n"
         f"Trained on {' and '.join(devices) or machine['cpu']}, revision {str(document['revision'])[:7]}."
     )
     for task, facts in document["settings"].items():
