@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -120,16 +121,37 @@ def test_stage_holds_the_lock_of_its_run_too(recipe_path, tmp_path, stand_in, mo
     finish(first)
 
 
+@contextmanager
+def taken_as(handler, number):
+    """What processes that are started now do about a signal, whatever these tests were started with (`nohup`)."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signal_to_end_is_taken_like_an_interrupt(recipe_path, tmp_path, stand_in, monkeypatch, number):
     monkeypatch.setenv("STAND_IN_FAULT", "distill:sleep")
-    process = stand_in.start(recipe_path, tmp_path / "runs")
+    with taken_as(signal.SIG_DFL, number):
+        process = stand_in.start(recipe_path, tmp_path / "runs")
     wait_for(tmp_path / "grandchild.pid")
     process.send_signal(number)
     code, _, err = finish(process)
     assert code == 128 + number
     assert err.splitlines()[-1].startswith("error: interrupted; ")
     assert not list(run_folder(tmp_path).glob(".partial-*"))
+
+
+def test_a_closed_terminal_ends_no_run_that_nohup_started(recipe_path, tmp_path, stand_in, monkeypatch):
+    monkeypatch.setenv("STAND_IN_FAULT", "distill:sleep")
+    with taken_as(signal.SIG_IGN, signal.SIGHUP):
+        process = stand_in.start(recipe_path, tmp_path / "runs")
+    wait_for(tmp_path / "grandchild.pid")
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process)[0] == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(
