@@ -149,9 +149,13 @@ def test_a_closed_terminal_ends_no_run_that_nohup_started(recipe_path, tmp_path,
     with taken_as(signal.SIG_IGN, signal.SIGHUP):
         process = stand_in.start(recipe_path, tmp_path / "runs")
     wait_for(tmp_path / "grandchild.pid")
+    status = Path("/proc", str(process.pid), "status").read_text(encoding="utf-8")
+    (ignored,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:")]
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
     assert finish(process)[0] == 128 + signal.SIGTERM
+    # Both signals at once end it with the second's code, so that code alone would prove nothing.
+    assert int(ignored, 16) & 1 << (signal.SIGHUP - 1)
 
 
 @pytest.mark.parametrize(
