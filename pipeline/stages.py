@@ -98,7 +98,7 @@ _TABLE = (
         name="evaluate",
         module="ammd.runtime.evaluate",
         inputs="EvaluateInputs",
-        code_version=6,
+        code_version=7,
         libraries=(
             "torch",
             "transformers",

@@ -74,6 +74,7 @@ def measure_checkpoint(request: Mapping[str, Any]) -> dict[str, Any]:
     with TorchEngine(
         Path(request["path"]), threads=request["threads"], context_tokens=_longest(rows)
     ) as engine:
+        engine.pack()
         check_plain_head(engine.model, rows[0])
         distances: list[dict[str, Any]] = []
         if texts:

@@ -30,6 +30,7 @@ from .generate import Ends, generate
 from .likelihood import first_ids, score_continuations
 from .model_file import read_model_file
 from .sampling import Sampling
+from .torch_engine import TorchEngine
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -279,7 +280,12 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         return self._engine
 
     def _open(self, context_tokens: int) -> Engine:
-        return open_engine(self._path, threads=self._threads, context_tokens=context_tokens, kind=self._kind)
+        engine = open_engine(
+            self._path, threads=self._threads, context_tokens=context_tokens, kind=self._kind
+        )
+        if isinstance(engine, TorchEngine):
+            engine.pack()
+        return engine
 
 
 def read_generation(settings: Mapping[str, Any], *, default_tokens: int, seed: int) -> tuple[Sampling, Ends]:

@@ -59,13 +59,14 @@ def answer_task(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     kind, limit = EngineKind(request["engine"]), request["context_limit"] or _UNLIMITED
     open_model = partial(open_engine, Path(request["path"]), threads=request["threads"], kind=kind)
     is_torch = kind is EngineKind.TORCH
+    engine: Any
     with open_model(context_tokens=limit if is_torch else 1) as engine:
         prompts = _prompts(engine, task, rows, limit) if jobs[0].kind is not JobKind.TEXT else {}
         chat = hash_text(_render(engine, "{prompt}")) if prompts else None
         room = _room(engine, task, rows, prompts, limit)
         asking = _Asking(task=task, rows=rows, prompts=prompts, window_tokens=min(TEXT_WINDOW_TOKENS, limit))
         if is_torch:
-            _pack(engine)
+            engine.pack()
             yield _about(engine, chat)
             yield from asking.in_batches(engine, jobs, done)
             return
@@ -215,12 +216,6 @@ class _Asking:
     def _record(self, job: Job, found: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
         asked = {"job": job.kind.value, "row": job.row, "seed": job.seed}
         return asked | dict(found) | {"seconds": round(seconds, 6)}
-
-
-def _pack(engine: Any) -> None:
-    from ammd.packed_linear import pack_linears
-
-    pack_linears(engine.model)
 
 
 def _about(engine: Engine, chat_sha256: str | None) -> dict[str, Any]:
