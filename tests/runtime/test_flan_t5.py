@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ammd.encoder_decoder import load_language_model
 from ammd.export.quantize_gguf import quantize_gguf
 from ammd.export.to_gguf import write_gguf
 from ammd.runtime.engine import open_engine
 from ammd.runtime.generate import Ends, generate
+from ammd.runtime.llama_tools import native_tool
 from ammd.runtime.sampling import Sampling
 from ammd.runtime.settings import VerifySettings
 from ammd.runtime.verify import verify_file
@@ -98,6 +102,25 @@ def files(flan_t5_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapp
     for kind in ("q8_0", "q4_k_m"):
         quantize_gguf(found["gguf-f16"], found[f"gguf-{kind}"], type_name=kind.upper())
     return found
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="llama.cpp's programs are built with cmake")
+def test_llama_completion_writes_transformers_greedy_text(
+    flan_t5_small: Path, files: Mapping[str, Path]
+) -> None:
+    """The program that a model card names for these files."""
+    import torch
+    from transformers import AutoTokenizer
+
+    program, tokenizer = native_tool("llama-completion"), AutoTokenizer.from_pretrained(flan_t5_small)
+    model = load_language_model(flan_t5_small, dtype=torch.float32)
+    for question in QUESTIONS[:4]:
+        command = [program, "-m", files["gguf-f16"], "-n", "24", "-t", "1", "--temp", "0", "-p", question]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+        source = tokenizer(question, return_tensors="pt").input_ids
+        said = model.generate(source, max_new_tokens=24, do_sample=False)
+        expected = tokenizer.decode(said[0], skip_special_tokens=True)
+        assert done.stdout.strip().removesuffix("[end of text]").strip() == expected.strip()
 
 
 @pytest.fixture(scope="module")
