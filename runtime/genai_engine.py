@@ -14,12 +14,12 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ammd.errors import EngineError
 
 from .engine import check_room
+from .engine_parts import ClosesItself
 
 if TYPE_CHECKING:
     from .engine import Logits
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _LOGITS_CHUNK_TOKENS = 64  # rows of logits that exist at once
 
 
-class GenaiEngine:
+class GenaiEngine(ClosesItself):
     """An ONNX folder in onnxruntime-genai on the CPU. Implements `Engine`."""
 
     def __init__(self, path: Path, *, threads: int, context_tokens: int) -> None:
@@ -140,16 +140,6 @@ class GenaiEngine:
     def close(self) -> None:
         """Release the model."""
         self._generator = self._tokenizer = self._model = None
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
 
     def _make_generator(self) -> Any:
         parameters = self._library.GeneratorParams(self._model)

@@ -27,15 +27,15 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ammd.errors import EngineError
 
 from .chat_template import render_chat_template, render_source
 from .engine import START_TOKEN, check_room
+from .engine_parts import ClosesItself, ReadsTexts
 from .llama_options import LLAMA_DEFAULTS, LlamaOptions
 from .llama_step import LlamaStep
 from .llama_vocab import LlamaVocab
@@ -51,8 +51,10 @@ _log: deque[tuple[int, str]] = deque(maxlen=_LOG_LINES)
 _log_callback: Any = None  # llama.cpp keeps the pointer, so it must never be collected
 
 
-class LlamaEngine:
+class LlamaEngine(ReadsTexts, ClosesItself):
     """A GGUF in llama.cpp on the CPU. Implements `Engine`."""
+
+    _tokenizer: LlamaVocab
 
     def __init__(
         self, path: Path, *, threads: int, context_tokens: int, options: LlamaOptions = LLAMA_DEFAULTS
@@ -83,10 +85,10 @@ class LlamaEngine:
             self.close()
             raise
         self._memory = library.llama_get_memory(self._context)
-        self._vocab = LlamaVocab(library, library.llama_model_get_vocab(self._model))
-        self.vocab_size = self._vocab.size
-        self.bos_token_id = self._vocab.bos_token_id
-        self.end_token_ids = self._vocab.end_token_ids
+        self._tokenizer = LlamaVocab(library, library.llama_model_get_vocab(self._model))
+        self.vocab_size = self._tokenizer.size
+        self.bos_token_id = self._tokenizer.bos_token_id
+        self.end_token_ids = self._tokenizer.end_token_ids
         self._batch = library.llama_batch_init(self._batch_tokens, 0, 1)
         for index in range(self._batch_tokens):
             self._batch.n_seq_id[index] = 1
@@ -106,18 +108,6 @@ class LlamaEngine:
             **({} if self._start_token is None else {START_TOKEN: self._start_token}),
         }
 
-    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
-        """Return token ids; special tokens in `text` are recognised."""
-        return self._vocab.tokenize(text, add_special=add_special)
-
-    def detokenize(self, token_ids: Sequence[int]) -> str:
-        """Return the text of `token_ids` without special tokens."""
-        return self._vocab.detokenize(token_ids)
-
-    def text_stream(self) -> Callable[[int], str]:
-        """Return a function from one token after another to the text that is complete."""
-        return self._vocab.text_stream()
-
     def render_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
     ) -> str:
@@ -129,7 +119,7 @@ class LlamaEngine:
         template: bytes | None = self._library.llama_model_chat_template(self._model, None)
         vocab = self._library.llama_model_get_vocab(self._model)
         end = self._library.llama_vocab_eos(vocab)
-        end_text = self._vocab.special_text(None if end < 0 else end)
+        end_text = self._tokenizer.special_text(None if end < 0 else end)
         if template is None:
             if self._start_token is None:
                 raise EngineError("the GGUF stores no chat template")
@@ -138,7 +128,7 @@ class LlamaEngine:
             template.decode(),
             messages,
             special_tokens={
-                "bos_token": self._vocab.special_text(self.bos_token_id),
+                "bos_token": self._tokenizer.special_text(self.bos_token_id),
                 "eos_token": end_text,
             },
             add_generation_prompt=add_generation_prompt,
@@ -205,16 +195,6 @@ class LlamaEngine:
         if self._model is not None:
             self._library.llama_model_free(self._model)
         self._batch = self._step = self._context = self._model = None
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
 
     @property
     def _open_step(self) -> LlamaStep:

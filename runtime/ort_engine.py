@@ -15,14 +15,14 @@ Tokenizer and chat template are the folder's own (`folder_tokenizer`); neither t
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ammd.errors import EngineError
 
 from .engine import check_room
+from .engine_parts import ClosesItself, ReadsTexts
 from .folder_tokenizer import FolderTokenizer
 from .onnx_folder import OnnxFolder, read_onnx_folder
 from .ort_cache import Cache, make_cache
@@ -46,8 +46,10 @@ _PREFILL_LOGITS_BYTES = 32 << 20  # that a prompt's chunk may make, where the gr
 _CACHE_NAMES = {"float32": "f32", "float16": "f16"}
 
 
-class OrtEngine:
+class OrtEngine(ReadsTexts, ClosesItself):
     """An ONNX folder in onnxruntime on the CPU. Implements `Engine`."""
+
+    _tokenizer: FolderTokenizer
 
     def __init__(self, path: Path, *, threads: int, context_tokens: int) -> None:
         """Load the folder.
@@ -87,18 +89,6 @@ class OrtEngine:
             "kv_cache_type": _CACHE_NAMES[graph.cache_type],
             "kv_cache_in_place": folder.shares_cache,
         }
-
-    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
-        """Return token ids; special tokens in `text` are recognised."""
-        return self._tokenizer.tokenize(text, add_special=add_special)
-
-    def detokenize(self, token_ids: Sequence[int]) -> str:
-        """Return the text of `token_ids` without special tokens."""
-        return self._tokenizer.detokenize(token_ids)
-
-    def text_stream(self) -> Callable[[int], str]:
-        """Return a function from one token after another to the text that is complete."""
-        return self._tokenizer.text_stream()
 
     def render_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
@@ -162,16 +152,6 @@ class OrtEngine:
     def close(self) -> None:
         """Release the model."""
         self._cache = self._session = None
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
 
     @property
     def _open_cache(self) -> Cache:

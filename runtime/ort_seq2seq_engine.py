@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ammd.errors import EngineError
 
 from .chat_template import render_source
 from .engine import START_TOKEN, check_room
+from .engine_parts import ClosesItself, ReadsTexts
 from .folder_tokenizer import FolderTokenizer
 from .onnx_folder import DECODER, ENCODER, NEXT, read_onnx_folder
 from .ort_session import (
@@ -42,8 +42,10 @@ _STATES, _LOGITS = "encoder_hidden_states", "logits"
 _PAST = re.compile(r"past_key_values\.\d+\.(encoder|decoder)\.(key|value)")
 
 
-class OrtSeq2SeqEngine:
+class OrtSeq2SeqEngine(ReadsTexts, ClosesItself):
     """A folder of three ONNX graphs in onnxruntime on the CPU. Implements `Engine`."""
+
+    _tokenizer: FolderTokenizer
 
     def __init__(self, path: Path, *, threads: int, context_tokens: int) -> None:
         """Load the folder.
@@ -90,18 +92,6 @@ class OrtSeq2SeqEngine:
             "kv_cache_in_place": False,
             START_TOKEN: self._start_token,
         }
-
-    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
-        """Return token ids; special tokens in `text` are recognised."""
-        return self._tokenizer.tokenize(text, add_special=add_special)
-
-    def detokenize(self, token_ids: Sequence[int]) -> str:
-        """Return the text of `token_ids` without special tokens."""
-        return self._tokenizer.detokenize(token_ids)
-
-    def text_stream(self) -> Callable[[int], str]:
-        """Return a function from one token after another to the text that is complete."""
-        return self._tokenizer.text_stream()
 
     def render_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
@@ -154,16 +144,6 @@ class OrtSeq2SeqEngine:
     def close(self) -> None:
         """Release the model."""
         self._sessions, self._fed = {}, {}
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
 
     def _begin(self, source: Sequence[int], target: Sequence[int]) -> Logits:
         """Read a source, the start token and the beginning of a target; return float32 [1 + T, V]."""

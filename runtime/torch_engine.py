@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ammd.errors import EngineError
 
 from .chat_template import render_source
 from .engine import START_TOKEN, check_room
+from .engine_parts import ClosesItself
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _LOGITS_CHUNK_TOKENS = 64  # rows of logits that exist at once
 
 
-class TorchEngine:
+class TorchEngine(ClosesItself):
     """A checkpoint folder in torch on the CPU. Implements `Engine`."""
 
     def __init__(self, path: Path, *, threads: int, context_tokens: int) -> None:
@@ -128,16 +128,6 @@ class TorchEngine:
     def close(self) -> None:
         """Release the model."""
         self.model = self._cache = None
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
 
     def _start(self, token_ids: Sequence[int]) -> None:
         check_room(token_ids, context_tokens=self.context_tokens)
