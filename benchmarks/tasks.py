@@ -5,10 +5,12 @@
 
 A task's recipe gives teacher, student, texts and steps; `--set` changes it. One warm start serves all methods and
 seeds; from it each is trained for the recipe's steps, on the same texts with the task's own right answers. A method's
-learning rate is the one after which its student is best on rows of the train split that nobody was trained on.
+learning rate is the one after which its student is best on rows of the train split that nobody was trained on; where
+that is the highest of `--rates`, the next higher ones are tried until it is not.
 Students, warm start and teacher answer the same rows of the test split, as `ammd eval --task` asks them, and others of
 the train split that nobody was trained on, if there are any: a test split can be of another kind, as Tatoeba's here is
-of longer sentences.
+of longer sentences. Where a task asks for the likeliest text, one that is drawn at temperature 1 is judged as well:
+the likeliest shows a student's first choice, the other all that it holds likely.
 
 Each training with its scores is a cell, kept in WORK_DIR, so an interrupted comparison goes on; with `--max-cells N`
 each worker ends after N of them, and the last call publishes. Prints one JSON line last and writes
@@ -50,7 +52,7 @@ from ammd.runtime.task_run import TaskQuestions, load_questions, score_task
 from ammd.runtime.task_scores import METRICS as TASK_METRICS
 from ammd.runtime.task_scores import TaskMetric, compare_metric, summarize
 from ammd.task import TaskKind
-from ammd.task_data import digest_rows
+from ammd.task_data import TaskRow, digest_rows
 
 REFERENCE = "ammd"  # with the objective of the task's recipe
 RIVALS = ("sft", "forward_kl", "gkd")
@@ -72,18 +74,25 @@ class TaskSetting:
     recipe: Recipe
     folder: Path
     dev: TaskQuestions  # of the train split, to choose learning rates by
-    judged: Mapping[str, TaskQuestions]  # of the test split, and `unseen` ones of the train split
+    judged: Mapping[
+        str, TaskQuestions
+    ]  # of the test split, and `unseen` ones of the train split; `... drawn`
+    further: Mapping[str, TaskQuestions]  # of the train split, to choose a recipe's settings by
 
     def objective(self, plan: Plan) -> dict[str, Any]:
         """Return the second phase of a method, in the form that a recipe has it."""
         own = self.recipe.distill.objective.model_dump()
         shared = {"steps": own["steps"], "lr": plan["lr"]}
         if plan["method"] == REFERENCE:
-            return own | shared
+            return own | shared | plan.get("settings", {})
         objective = dict(METHODS[plan["method"]].objective)
         if objective.get("student_share"):
             shared |= {key: own[key] for key in _OF_STUDENT_TEXTS}
         return objective | shared
+
+    def asked(self, part: str) -> Mapping[str, TaskQuestions]:
+        """Return the questions of a part, by the name under which a cell has the answers' scores."""
+        return {"dev": {"dev": self.dev}, "test": self.judged, "further": self.further}[part]
 
     @property
     def metrics(self) -> tuple[TaskMetric, ...]:
@@ -162,17 +171,29 @@ def setting_of(task: str, arguments: argparse.Namespace) -> TaskSetting:
         write_part("start", folder, lambda start: prepare(recipe, start))
     seen = {example.prompt for example in read_examples(folder / "start" / "prepared" / "train.jsonl")}
     unseen = tuple(row for row in all_rows.rows if row.prompt not in seen)
-    judged = {"test": load_questions(name, data=data, limit=arguments.rows)}
-    if others := unseen[arguments.tuning_rows :][: arguments.rows]:
-        judged["unseen"] = TaskQuestions(
-            task=all_rows.task, rows=others, digest=digest_rows(all_rows.task, "train", others, data=data)
-        )
+    dev, rest = unseen[: arguments.tuning_rows], unseen[arguments.tuning_rows :]
+
+    def of_train(rows: tuple[TaskRow, ...]) -> TaskQuestions:
+        return replace(all_rows, rows=rows, digest=digest_rows(all_rows.task, "train", rows, data=data))
+
+    judged = with_drawn("test", load_questions(name, data=data, limit=arguments.rows))
+    if others := rest[: arguments.rows]:
+        judged |= with_drawn("unseen", of_train(others))
     return TaskSetting(
         recipe=recipe,
         folder=folder / "start",
-        dev=replace(all_rows, rows=unseen[: arguments.tuning_rows]),
+        dev=replace(all_rows, rows=dev),
         judged=judged,
+        further=with_drawn("further", of_train(rest[arguments.rows :][: arguments.rows] or dev)),
     )
+
+
+def with_drawn(split: str, questions: TaskQuestions) -> dict[str, TaskQuestions]:
+    """Return questions under their split's name, and where they ask for the likeliest text, for a drawn one as well."""
+    if questions.task.temperature or questions.task.kind is TaskKind.CHOICE:
+        return {split: questions}
+    drawn = questions.task.model_copy(update={"temperature": 1.0, "seeds": (0,)})
+    return {split: questions, f"{split} drawn": replace(questions, task=drawn)}
 
 
 def prepare(recipe: Recipe, folder: Path) -> None:
@@ -205,17 +226,10 @@ def results_of(settings: Mapping[str, TaskSetting], arguments: argparse.Namespac
     torch.set_num_threads(max(1, available_cores() // arguments.jobs))
     cells = Cells(arguments.work / "cells", at_most=arguments.max_cells)
     methods = [REFERENCE, *arguments.methods]
-    tuning = [
-        {"task": task, "method": method, "seed": _TUNING_SEED, "lr": rate, "part": "dev"}
-        for task in settings
-        for method in methods
-        for rate in arguments.rates
-    ]
-    tuned = compute(cells, settings, tuning)
+    best = tune(cells, settings, methods, arguments.rates)
     plans = [
         {"task": task, "method": method, "seed": seed, "lr": rate, "part": "test"}
-        for task, setting in settings.items()
-        for method, rate in best_rates(setting, [one for one in tuned if one["task"] == task]).items()
+        for (task, method), rate in best.items()
         for seed in arguments.seeds
     ]
     plans += [
@@ -224,6 +238,37 @@ def results_of(settings: Mapping[str, TaskSetting], arguments: argparse.Namespac
         for method in UNTRAINED
     ]
     return compute(cells, settings, plans)
+
+
+def tune(
+    cells: Cells, settings: Mapping[str, TaskSetting], methods: Sequence[str], rates: Sequence[float]
+) -> dict[tuple[str, str], float]:
+    """Return the best learning rate of each task and method; one that is best with the highest is tried with more."""
+    tried = {(task, method): sorted(rates) for task in settings for method in methods}
+    while True:
+        plans = [
+            {"task": task, "method": method, "seed": _TUNING_SEED, "lr": rate, "part": "dev"}
+            for (task, method), own in tried.items()
+            for rate in own
+        ]
+        tuned = compute(cells, settings, plans)
+        best = {
+            (task, method): best_rate(
+                settings[task], [one for one in tuned if (one["task"], one["method"]) == (task, method)]
+            )
+            for task, method in tried
+        }
+        highest = [key for key, rate in best.items() if rate == tried[key][-1]]
+        if not highest:
+            return best
+        for key in highest:
+            tried[key].append(next_rate(best[key]))
+
+
+def next_rate(rate: float) -> float:
+    """Return the next of 1, 3, 10, 30, ..."""
+    digit, _, power = f"{rate:.0e}".partition("e")
+    return float(f"3e{power}") if digit == "1" else float(f"1e{int(power) + 1}")
 
 
 def compute(cells: Cells, settings: Mapping[str, TaskSetting], plans: Sequence[Plan]) -> list[Result]:
@@ -235,7 +280,7 @@ def compute(cells: Cells, settings: Mapping[str, TaskSetting], plans: Sequence[P
 
 def cell_name(setting: TaskSetting, plan: Plan) -> str:
     """Return a name that changes with anything that changes the result."""
-    asked = [setting.dev] if plan["part"] == "dev" else list(setting.judged.values())
+    asked = setting.asked(plan["part"]).values()
     objective = {} if plan["method"] in UNTRAINED else setting.objective(plan)
     settings = setting.recipe.model_dump(mode="json", include={"prepare", "distill"})
     del settings["distill"]["objective"]  # a rival has its own
@@ -258,10 +303,9 @@ def result_of(setting: TaskSetting, plan: Plan) -> Result:
                 seconds = train(setting, plan, model)
             except DistillError as exc:
                 return {"rows": {}, "failure": str(exc), "seconds": None}
-        asked = {"dev": setting.dev} if plan["part"] == "dev" else setting.judged
         rows = {
             split: judge(setting, model, questions, Path(scratch) / split)
-            for split, questions in asked.items()
+            for split, questions in setting.asked(plan["part"]).items()
         }
     trained_on = {"cpu": describe_machine()["cpu"], "device": describe_device(choose_device("auto"))}
     return {"rows": rows, "failure": None, "seconds": seconds, "trained_on": trained_on}
@@ -303,8 +347,8 @@ def judge(setting: TaskSetting, model: Path, questions: TaskQuestions, answers: 
     return [{key: value for key, value in row.items() if key in kept} for row in scores.rows]
 
 
-def best_rates(setting: TaskSetting, tuned: Sequence[Result]) -> dict[str, float]:
-    """Return the learning rate of each method after which its student is best by the task's first metric."""
+def best_rate(setting: TaskSetting, tuned: Sequence[Result]) -> float:
+    """Return the learning rate after which a method's student is best by the task's first metric."""
     first = setting.metrics[0]
     sign = 1 if first.higher_is_better else -1
 
@@ -313,9 +357,7 @@ def best_rates(setting: TaskSetting, tuned: Sequence[Result]) -> dict[str, float
             return -math.inf
         return sign * float(summarize(setting.kind, one["rows"]["dev"])[first.key]["value"])
 
-    methods = dict.fromkeys(one["method"] for one in tuned)
-    best = {method: max((one for one in tuned if one["method"] == method), key=worth) for method in methods}
-    return {method: float(one["lr"]) for method, one in best.items()}
+    return float(max(tuned, key=worth)["lr"])
 
 
 def rows_of(task: str, setting: TaskSetting, results: Sequence[Result]) -> Iterator[dict[str, Any]]:
