@@ -22,7 +22,7 @@ from results_of_bench import (
     run_to_run_part,
 )
 from results_of_survival import crash_part, fuzz_part
-from results_of_tasks import tasks_part
+from results_of_tasks import choices_part, tasks_part
 from results_of_training import quantization_aware_part, second_phase_part, step_part
 
 FOLDER = Path(__file__).resolve().parent
@@ -61,6 +61,7 @@ def main(arguments: list[str]) -> int:
         *real_part(objectives),
         *ablation_part(read("ablation")),
         *tasks_part(read("tasks")),
+        *choices_part(read("task_choices")),
         *cross_tokenizer_part(read("cross_tokenizer")),
         *second_phase_part(read("second_phase")),
         *quantization_aware_part(read("quantization_aware")),

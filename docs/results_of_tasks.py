@@ -16,6 +16,7 @@ _SPLITS = {
     "test": "On the test split",
     "unseen": "On other rows of the train split, which nobody was trained on",
 }
+_DRAWN = " drawn"  # behind the name of a split
 
 
 def tasks_part(document: Mapping[str, Any]) -> Iterable[str]:
@@ -28,11 +29,11 @@ def tasks_part(document: Mapping[str, Any]) -> Iterable[str]:
         "that all methods\nshare, and after as many steps of each method on the same prompts and right answers, as "
         "`ammd eval --task` judges it. `sft`\nlearns the right answers, the others the teacher. Mean over seeds ± "
         "the standard deviation between them; learning rates out of\n"
-        f"{', '.join(f'{rate:g}' for rate in document['rates'])}, chosen by the first column on other rows. "
-        "Differences with their 95 % interval over rows and seeds.\nIn bold what has an interval without 0. AMMD's "
-        "settings are the recipes'. For greedy answers they were chosen\non further rows of Tatoeba's train split: at "
-        "these rates a discount above 0 does harm, forward KL at full weight does\ngood. For answers that are drawn "
-        "(`dolly-t5`), on further rows of Dolly's: there forward KL does harm.\n"
+        f"{', '.join(f'{rate:g}' for rate in document['rates'])}, and higher where the last is best, "
+        "chosen by the first column on other rows. Differences\nwith their 95 % interval over rows and seeds. In bold "
+        "what has an interval without 0. AMMD's settings are the recipes'; how they were\nchosen stands at the end. "
+        "Where a task asks for the likeliest text, texts drawn at temperature 1 are judged as well: the likeliest\none "
+        "shows a student's first choice, the other all that it holds likely.\n"
         f"Trained on {' and '.join(devices) or machine['cpu']}, revision {str(document['revision'])[:7]}."
     )
     for task, facts in document["settings"].items():
@@ -41,9 +42,48 @@ def tasks_part(document: Mapping[str, Any]) -> Iterable[str]:
         yield _setting(facts, rows)
         for split in facts["questions"]:
             of = [row for row in rows if row.get("split") == split]
-            yield f"{_SPLITS[split]}, {facts['questions'][split]['rows']} rows:"
+            yield f"{_title_of(split)}, {facts['questions'][split]['rows']} rows:"
             yield table(_means(of))
             yield table(_differences(of))
+
+
+def choices_part(document: Mapping[str, Any]) -> Iterable[str]:
+    """Yield what the weight of forward KL in the recipes of tasks was chosen by."""
+    yield "### Forward KL beside the game"
+    devices = sorted({f"{one['device']} ({one['cpu']})" for one in document["trained_on"]})
+    yield (
+        "`python benchmarks/task_choices.py`: AMMD of each recipe with forward KL at other weights, on rows that the "
+        "tables above do not\njudge (of `strategyqa-t5`, those that choose the learning rates). Mean over seeds ± the "
+        f"standard deviation between them.\nTrained on {' and '.join(devices)}, revision "
+        f"{str(document['revision'])[:7]}."
+    )
+    for task, facts in document["settings"].items():
+        rows = [row for row in document["rows"] if row["task"] == task and "split" in row]
+        asked = next(iter(facts["questions"].values()))["rows"]
+        yield f"`{task}`, {asked} rows, {len({row['seed'] for row in rows})} seeds:"
+        yield table(_weights(rows))
+
+
+def _weights(rows: Sequence[Row]) -> Iterable[Sequence[str]]:
+    """Yield the head, and one line for each weight and learning rate."""
+    measured = list(dict.fromkeys((row["split"], row["metric"]) for row in rows))
+    titles = [_title(metric, _DRAWN * split.endswith(_DRAWN)) for split, metric in measured]
+    yield ["`kd_weight`", "learning rate", *titles]
+    for weight, rate in sorted({(row["kd_weight"], row["lr"]) for row in rows}):
+        own = [row for row in rows if (row["kd_weight"], row["lr"]) == (weight, rate)]
+        found = [
+            [row["value"] for row in own if (row["split"], row["metric"]) == column] for column in measured
+        ]
+        yield [
+            f"{weight:g}",
+            f"{rate:g}",
+            *(_spread(values, metric) for values, (_, metric) in zip(found, measured, strict=True)),
+        ]
+
+
+def _title_of(split: str) -> str:
+    title = _SPLITS[split.removesuffix(_DRAWN)]
+    return f"{title}, drawn texts" if split.endswith(_DRAWN) else title
 
 
 def _setting(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -108,5 +148,5 @@ def _scale(metric: str) -> float:
     return 100.0 if _METRICS[metric].percent else 1.0
 
 
-def _title(metric: str) -> str:
-    return _METRICS[metric].title + (", %" if _METRICS[metric].percent else "")
+def _title(metric: str, of: str = "") -> str:
+    return _METRICS[metric].title + of + (", %" if _METRICS[metric].percent else "")
