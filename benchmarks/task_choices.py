@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="names of packaged recipes")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.3, 1.0], help="of forward KL")
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101], help="none of the comparison's")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101], help="none that the comparison judges")
     parser.add_argument(
         "--rows", type=int, default=200, help="that the comparison judges, and that are asked here"
     )
