@@ -31,9 +31,9 @@ def tasks_part(document: Mapping[str, Any]) -> Iterable[str]:
         "the standard deviation between them; learning rates out of\n"
         f"{', '.join(f'{rate:g}' for rate in document['rates'])}, and higher where the last is best, "
         "chosen by the first column on other rows. Differences\nwith their 95 % interval over rows and seeds. In bold "
-        "what has an interval without 0. AMMD's settings are the recipes'; how they were\nchosen stands at the end. "
-        "Where a task asks for the likeliest text, texts drawn at temperature 1 are judged as well: the likeliest\none "
-        "shows a student's first choice, the other all that it holds likely.\n"
+        "what has an interval without 0. AMMD's settings are the recipes'; what its\nforward KL was chosen by stands "
+        "at the end. Where a task asks for the likeliest text, texts drawn at temperature 1 are judged\nas well: the "
+        "likeliest one shows a student's first choice, the other all that it holds likely.\n"
         f"Trained on {' and '.join(devices) or machine['cpu']}, revision {str(document['revision'])[:7]}."
     )
     for task, facts in document["settings"].items():
