@@ -7,16 +7,18 @@ workers, also started at different times, share the cells of one folder.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from ammd.artifact import write_json
 
 Result = dict[str, Any]
+Found = TypeVar("Found")
 
 
 class Unfinished(Exception):  # noqa: N818  not an error: the next call goes on
@@ -73,3 +75,11 @@ class Cells:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.json"
+
+
+def in_workers(jobs: int, compute: Callable[..., Found], *arguments: Any) -> Found:
+    """Return what `compute` gives; where several workers are asked for, once as many have computed cells with it."""
+    if jobs > 1:
+        with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+            pool.starmap(compute, [arguments] * jobs, chunksize=1)
+    return compute(*arguments)

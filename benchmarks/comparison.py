@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import multiprocessing
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from cells import Cells, Result
+from cells import Cells, Result, in_workers
 from methods import Method
 
 from ammd.distill.device import describe_device
@@ -68,10 +67,7 @@ class Comparison:
 
 def run_comparison(comparison: Comparison, *, jobs: int) -> list[Result]:
     """Return every judged cell, computing what is missing in as many workers as asked for."""
-    if jobs > 1:
-        with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-            pool.map(results_of, [comparison] * jobs, chunksize=1)
-    return results_of(comparison)
+    return in_workers(jobs, results_of, comparison)
 
 
 def results_of(comparison: Comparison) -> list[Result]:

@@ -12,14 +12,12 @@ Rows: task, kd_weight, lr, seed, split, metric, value.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tasks
-from cells import Cells, Result
+from cells import Cells, Result, in_workers
 from comparison import machines_of
 from document import publish
 from parts import run
@@ -34,10 +32,7 @@ def main() -> None:
     """Compute what is missing, in as many workers as asked for, then publish."""
     arguments = parse_arguments()
     settings = {task: tasks.setting_of(task, arguments) for task in arguments.tasks}
-    if arguments.jobs > 1:
-        with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
-            pool.map(partial(results_of, settings), [arguments] * arguments.jobs, chunksize=1)
-    results = results_of(settings, arguments)
+    results = in_workers(arguments.jobs, results_of, settings, arguments)
     facts = {
         task: {
             "questions": {split: questions.as_json() for split, questions in setting.further.items()},
@@ -56,7 +51,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="names of packaged recipes")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.3, 1.0], help="of forward KL")
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101], help="none that the comparison judges")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[100, 101], help="none that the comparison judges"
+    )
     parser.add_argument(
         "--rows", type=int, default=200, help="that the comparison judges, and that are asked here"
     )

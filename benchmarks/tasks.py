@@ -24,16 +24,14 @@ import argparse
 import hashlib
 import json
 import math
-import multiprocessing
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cells import Cells, Result, Unfinished
+from cells import Cells, Result, Unfinished, in_workers
 from comparison import machines_of
 from document import publish
 from methods import METHODS
@@ -74,9 +72,7 @@ class TaskSetting:
     recipe: Recipe
     folder: Path
     dev: TaskQuestions  # of the train split, to choose learning rates by
-    judged: Mapping[
-        str, TaskQuestions
-    ]  # of the test split, and `unseen` ones of the train split; `... drawn`
+    judged: Mapping[str, TaskQuestions]  # of the test split, and `unseen` ones of train; `... drawn`
     further: Mapping[str, TaskQuestions]  # of the train split, to choose a recipe's settings by
 
     def objective(self, plan: Plan) -> dict[str, Any]:
@@ -110,10 +106,7 @@ def main() -> None:
     arguments = parse_arguments()
     settings = {task: setting_of(task, arguments) for task in arguments.tasks}
     try:
-        if arguments.jobs > 1:
-            with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
-                pool.map(partial(results_of, settings), [arguments] * arguments.jobs, chunksize=1)
-        results = results_of(settings, arguments)
+        results = in_workers(arguments.jobs, results_of, settings, arguments)
     except Unfinished as exc:
         print(exc, file=sys.stderr)
         return
