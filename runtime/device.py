@@ -15,10 +15,11 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Protocol, Self
+from typing import BinaryIO, Protocol
 
 from ammd.errors import EngineError
+
+from .closing import ClosesItself
 
 SHORT_S = 60.0  # a script that only looks at something
 _PUSH_LEAST_S = 120.0
@@ -63,7 +64,7 @@ class Connection(Protocol):
         """Give it up; what still runs there loses its standard input."""
 
 
-class Device:
+class Device(ClosesItself):
     """A machine behind a connection; a context manager."""
 
     def __init__(self, connection: Connection) -> None:
@@ -203,16 +204,6 @@ class Device:
     def close(self) -> None:
         """Give the connection up."""
         self._connection.close()
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()
 
 
 @contextlib.contextmanager

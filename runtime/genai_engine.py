@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from ammd.errors import EngineError
 
+from .closing import ClosesItself
 from .engine import check_room
-from .engine_parts import ClosesItself
 
 if TYPE_CHECKING:
     from .engine import Logits

@@ -34,11 +34,12 @@ from typing import TYPE_CHECKING, Any
 from ammd.errors import EngineError
 
 from .chat_template import render_chat_template, render_source
+from .closing import ClosesItself
 from .engine import START_TOKEN, check_room
-from .engine_parts import ClosesItself, ReadsTexts
 from .llama_options import LLAMA_DEFAULTS, LlamaOptions
 from .llama_step import LlamaStep
 from .llama_vocab import LlamaVocab
+from .reads_texts import ReadsTexts
 
 if TYPE_CHECKING:
     from .engine import Logits

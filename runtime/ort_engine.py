@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from ammd.errors import EngineError
 
+from .closing import ClosesItself
 from .engine import check_room
-from .engine_parts import ClosesItself, ReadsTexts
 from .folder_tokenizer import FolderTokenizer
 from .onnx_folder import OnnxFolder, read_onnx_folder
 from .ort_cache import Cache, make_cache
@@ -36,6 +36,7 @@ from .ort_session import (
     one_line,
     open_session,
 )
+from .reads_texts import ReadsTexts
 
 if TYPE_CHECKING:
     from .engine import Logits

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from ammd.errors import EngineError
 
 from .chat_template import render_source
+from .closing import ClosesItself
 from .engine import START_TOKEN, check_room
-from .engine_parts import ClosesItself, ReadsTexts
 from .folder_tokenizer import FolderTokenizer
 from .onnx_folder import DECODER, ENCODER, NEXT, read_onnx_folder
 from .ort_session import (
@@ -29,6 +29,7 @@ from .ort_session import (
     one_line,
     open_session,
 )
+from .reads_texts import ReadsTexts
 
 if TYPE_CHECKING:
     import numpy as np

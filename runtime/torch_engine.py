@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ammd.errors import EngineError
 
 from .chat_template import render_source
+from .closing import ClosesItself
 from .engine import START_TOKEN, check_room
-from .engine_parts import ClosesItself
 
 if TYPE_CHECKING:
     import torch

@@ -1,29 +1,9 @@
-"""What several engines do in the same way."""
+"""What engines with a tokenizer beside the model do in the same way."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Protocol, Self
-
-
-class ClosesItself(ABC):
-    """A context manager that ends with `close`."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release the model."""
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
+from typing import Protocol
 
 
 class Texts(Protocol):
